@@ -1,0 +1,8 @@
+//! A BDS server: the replicas on its drives, as primary, mirror and learner.
+//!
+//! Decides: the order of writes, when one is acknowledged, how a learner is filled and admitted,
+//! how fast a volume may go.
+//! Does not: choose who is primary or in sync (the manager does); store bytes (the engine does).
+//! The protocol is `docs/replication.md`.
+
+pub mod api;

@@ -1,0 +1,169 @@
+//! What a caller may ask of the manager, typed: the meeting place of the wire forms (EC2 Query,
+//! native JSON) and the rules.
+//!
+//! The wire forms parse text into these and print what comes back; they know no rule. The rules
+//! know no wire form. Reading needs no command: the wire forms read [`crate::state::State`],
+//! showing a caller only what its account owns.
+
+use std::collections::BTreeMap;
+
+use format::record::{AccessKey, Account, Attachment, Modification, Volume};
+use model::{
+    id::{AccountId, InstanceId, VolumeId, Zone},
+    units::{Gib, Iops, MibPerSec},
+};
+
+/// Names a call until it is answered; chosen by the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallToken(pub u64);
+
+/// Who calls, after the signature was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub account: AccountId,
+    pub access_key: String,
+    pub root: bool,
+}
+
+/// A change that a caller asks for. `dry_run` answers [`ApiError`] `DryRunOperation` where the
+/// command would have succeeded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    pub dry_run: bool,
+    pub kind: CommandKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandKind {
+    CreateVolume(CreateVolume),
+    DeleteVolume {
+        volume: VolumeId,
+    },
+    ModifyVolume(ModifyVolume),
+    AttachVolume(AttachVolume),
+    DetachVolume(DetachVolume),
+    CreateTags {
+        resources: Vec<Resource>,
+        tags: BTreeMap<String, String>,
+    },
+    /// `None`: all tags. A value of `None` deletes whatever the value is.
+    DeleteTags {
+        resources: Vec<Resource>,
+        tags: Option<BTreeMap<String, Option<String>>>,
+    },
+    /// Root only. Makes an account with one access key.
+    CreateAccount {
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    Volume(VolumeId),
+    Instance(InstanceId),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateVolume {
+    pub zone: ZoneChoice,
+    pub size: Option<Gib>,
+    /// As the caller wrote it; `None` is EC2's default, gp2.
+    pub volume_type: Option<String>,
+    pub iops: Option<Iops>,
+    pub throughput: Option<MibPerSec>,
+    pub multi_attach: bool,
+    pub encrypted: bool,
+    pub kms_key_id: Option<String>,
+    pub snapshot_id: Option<String>,
+    pub tags: BTreeMap<String, String>,
+    /// At most 64 characters, checked by the rules.
+    pub client_token: Option<String>,
+}
+
+/// EC2 lets a caller name the zone or give its id, not both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ZoneChoice {
+    Missing,
+    Both,
+    Name(String),
+    Id(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModifyVolume {
+    pub volume: Option<VolumeId>,
+    pub size: Option<Gib>,
+    pub volume_type: Option<String>,
+    pub iops: Option<Iops>,
+    pub throughput: Option<MibPerSec>,
+    pub multi_attach: Option<bool>,
+    /// Native API only.
+    pub zone: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachVolume {
+    pub volume: VolumeId,
+    pub instance: InstanceId,
+    pub device: String,
+    /// Native API only: also make a kernel block device on the node.
+    pub kernel_device: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetachVolume {
+    pub volume: VolumeId,
+    pub instance: Option<InstanceId>,
+    pub device: Option<String>,
+    pub force: bool,
+}
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    Volume(Box<Volume>),
+    Modification(Box<Modification>),
+    Attachment(Box<Attachment>),
+    Account { account: Account, key: AccessKey },
+    Nothing,
+}
+
+/// The caller's fault, or a refusal: an EC2 code, its HTTP status and a message that names the
+/// thing, the limit and the next step.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ApiError {
+    pub status: u16,
+    pub code: &'static str,
+    pub message: String,
+}
+
+impl ApiError {
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: status_of(code), code, message: message.into() }
+    }
+}
+
+/// HTTP status of an EC2 error code. 5xx are retried by every SDK, so they are only for what may
+/// pass.
+fn status_of(code: &str) -> u16 {
+    match code {
+        "AuthFailure" => 401,
+        "UnauthorizedOperation" | "SignatureDoesNotMatch" | "MissingAuthenticationToken" => 403,
+        "DryRunOperation" => 412,
+        "RequestLimitExceeded" | "Unavailable" | "ServiceUnavailable" => 503,
+        "InsufficientVolumeCapacity" => 503,
+        "InternalError" => 500,
+        _ => 400,
+    }
+}
+
+/// The region and zones of this service, from the manager's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub region: String,
+    /// In the order of their ids: `use1-az1` style ids are `<region>-azN`, N from 1.
+    pub zones: Vec<Zone>,
+    /// `http://host:port` of the API, for DescribeRegions.
+    pub endpoint: String,
+}

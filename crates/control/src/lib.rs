@@ -1,0 +1,10 @@
+//! The manager: what should exist and where.
+//!
+//! Decides: everything that must be decided once: who is primary and in sync, where replicas are
+//! placed, what a customer may do, how a modification proceeds.
+//! Does not: touch data; do I/O; know SQL, sockets or a clock.
+//! Invariant: state changes only by applying records that the metadata store has made durable.
+
+pub mod api;
+pub mod http;
+pub mod state;

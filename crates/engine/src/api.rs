@@ -1,0 +1,191 @@
+//! What goes into the engine and what comes out of it.
+//!
+//! The shell opens the engine on a drive, carries out its drive actions, and feeds every
+//! completion back as an event. Requests complete in any order, each exactly once.
+
+use bytes::Bytes;
+use format::data::{Change, ExtentMeta};
+use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount, volume::Media};
+
+/// Names a drive action; its completion carries it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IoToken(pub u64);
+
+/// Names a request; chosen by the caller, carried back by `Action::Complete`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpToken(pub u64);
+
+/// How a drive is laid out. Fixed when it is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    pub media: Media,
+    /// Whole drive, in bytes.
+    pub drive_bytes: u64,
+    pub journal_bytes: u64,
+    pub replicas_max: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The drive carried out a read: exactly the bytes asked for.
+    DriveRead {
+        token: IoToken,
+        result: Result<Bytes, DriveError>,
+    },
+    DriveWritten {
+        token: IoToken,
+        result: Result<(), DriveError>,
+    },
+    DriveFlushed {
+        token: IoToken,
+        result: Result<(), DriveError>,
+    },
+    Requested {
+        token: OpToken,
+        request: Request,
+    },
+    /// `Engine::deadline` has come.
+    TimeReached,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// A new, empty replica. Idempotent: one that exists keeps its content.
+    CreateReplica { replica: ReplicaId, size: ByteCount, meta: Bytes },
+    /// Frees all its space. Idempotent.
+    RemoveReplica { replica: ReplicaId },
+    /// Replaces the caller's own durable record of the replica (promise, configuration); the
+    /// engine never looks inside. At most [`META_BYTES_MAX`]. Growing `size` only.
+    SetReplicaMeta { replica: ReplicaId, size: ByteCount, meta: Bytes },
+    /// Completes when durable. A later `mod_seq` for the same extent must not precede an earlier
+    /// one: the caller orders overlapping changes. Repeating a change is harmless.
+    Change { replica: ReplicaId, mod_seq: ModSeq, offset: u64, change: Change },
+    /// Verified blocks and their CRCs; never-written blocks are zeros with the CRC of zeros.
+    Read { replica: ReplicaId, offset: u64, length: u32 },
+    /// Metadata of the extents that overlap the range and hold data.
+    Describe { replica: ReplicaId, offset: u64, length: u64 },
+    /// Digest over `(offset, mod_seq, valid, crcs)` of the extents that overlap the range.
+    Digest { replica: ReplicaId, offset: u64, length: u64 },
+    /// Which blocks of the range hold data, one bit each, bit 0 of byte 0 first.
+    Allocated { replica: ReplicaId, offset: u64, length: u64 },
+    /// Sets the extents to exactly these: `mod_seq`, validity, checksums and content (`data`: the
+    /// valid blocks of all extents in order). An extent with no valid block is emptied. Completes
+    /// when durable.
+    Install { replica: ReplicaId, extents: Vec<ExtentMeta>, data: Bytes },
+}
+
+impl Request {
+    pub fn replica(&self) -> ReplicaId {
+        match self {
+            Self::CreateReplica { replica, .. }
+            | Self::RemoveReplica { replica }
+            | Self::SetReplicaMeta { replica, .. }
+            | Self::Change { replica, .. }
+            | Self::Read { replica, .. }
+            | Self::Describe { replica, .. }
+            | Self::Digest { replica, .. }
+            | Self::Allocated { replica, .. }
+            | Self::Install { replica, .. } => *replica,
+        }
+    }
+}
+
+pub const META_BYTES_MAX: usize = 3072;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    ReadDrive {
+        token: IoToken,
+        offset: u64,
+        length: u32,
+    },
+    /// Write the segments one after the other. `durable`: complete only when these bytes and
+    /// everything that completed before are on stable media.
+    WriteDrive {
+        token: IoToken,
+        offset: u64,
+        data: Vec<Bytes>,
+        durable: bool,
+    },
+    /// Complete when everything that completed before is on stable media.
+    FlushDrive {
+        token: IoToken,
+    },
+    /// The engine is open; these are its replicas. Comes before any other completion.
+    Opened {
+        replicas: Vec<OpenReplica>,
+    },
+    Complete {
+        token: OpToken,
+        outcome: Result<Outcome, OpError>,
+    },
+    /// The drive is out of service: nothing will be served from it again. Every request that was
+    /// accepted completes with `DriveFailed`.
+    DriveOutOfService {
+        reason: String,
+    },
+}
+
+/// A replica found at open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenReplica {
+    pub replica: ReplicaId,
+    pub size: ByteCount,
+    pub meta: Bytes,
+    /// The largest `mod_seq` of any of its extents.
+    pub mod_seq_max: ModSeq,
+    /// Recovery met damage below what was known to be durable: the content may miss acknowledged
+    /// changes, so the replica must be resynced before it counts again.
+    pub stale: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    Read { crcs: Vec<u32>, data: Bytes },
+    Described { extents: Vec<ExtentMeta> },
+    Digest { digest: u64 },
+    Allocated { bitmap: Bytes },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    #[error("no such replica on this drive")]
+    UnknownReplica,
+    #[error("the range lies beyond the replica's size")]
+    OutOfRange,
+    /// The block at this byte offset of the replica fails its checksum on the drive.
+    #[error("block at {offset} is damaged")]
+    BadBlock { offset: u64 },
+    /// The change's payload does not match the checksums it came with.
+    #[error("payload does not match its checksums")]
+    BadChecksum,
+    #[error("the drive has no space for another replica")]
+    Full,
+    #[error("the drive is out of service")]
+    DriveFailed,
+}
+
+/// What a drive reports.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DriveError {
+    #[error("drive I/O failed: {0}")]
+    Io(String),
+}
+
+/// For ledger, metrics and progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    pub slots_total: u64,
+    pub slots_used: u64,
+    pub journal_bytes_used: u64,
+}
+
+/// Why bytes at the head of a drive are not an engine's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error("drive of {drive_bytes} bytes is too small: {wanted} are needed")]
+    TooSmall { drive_bytes: u64, wanted: u64 },
+    #[error("drive was formatted with other geometry: {0}")]
+    Geometry(String),
+}

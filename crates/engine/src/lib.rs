@@ -1,0 +1,7 @@
+//! The storage engine: one machine per drive.
+//!
+//! Decides: where blocks live, when a change is durable, what survives a crash, what space costs.
+//! Does not: know of primaries, mirrors, volumes or networks; do I/O; read a clock.
+//! The format is `docs/disk.md`; the invariants are 14 and 22 to 25 of `docs/replication.md`.
+
+pub mod api;

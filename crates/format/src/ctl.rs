@@ -1,0 +1,290 @@
+//! Control messages: manager ↔ servers and node managers, as JSON in a frame.
+//!
+//! A server or node manager dials the manager, registers, and keeps the link. Every message from
+//! the manager is idempotent, because after a lost link or a restart on either side it is sent
+//! again. Answers name what they answer (a replica and epoch, a volume and generation), so that
+//! an answer that arrives late is recognised.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use model::{
+    epoch::{AttachGeneration, Epoch},
+    group::GroupConfig,
+    id::{
+        AccountId, BootId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId,
+        Zone,
+    },
+    limits::CONTROL_BYTES_MAX,
+    units::{ByteCount, Rate},
+    volume::Media,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{Frame, Header};
+
+pub const KIND: u8 = 128;
+
+/// To the manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum ToManager {
+    /// First message of a server's link.
+    RegisterServer(RegisterServer),
+    /// First message of a node manager's link.
+    RegisterNode(RegisterNode),
+    /// Sent each second, so that silence can be told from idleness.
+    Beat {
+        replicas: Vec<ReplicaProgress>,
+    },
+
+    // Servers.
+    ReplicaCreated {
+        replica: ReplicaId,
+    },
+    /// The server has no room, or the drive is out of service.
+    ReplicaRefused {
+        replica: ReplicaId,
+        reason: String,
+    },
+    /// Its space is free again (also when the server never knew it).
+    ReplicaRemoved {
+        replica: ReplicaId,
+    },
+    /// The promise is durable; `state` is the replica as it stands.
+    Promised {
+        replica: ReplicaId,
+        epoch: Epoch,
+        state: ReplicaReport,
+    },
+    /// The primary acts under this configuration, which is durable there.
+    Adopted {
+        group: GroupId,
+        replica: ReplicaId,
+        epoch: Epoch,
+    },
+    /// The primary has stopped, with nothing in flight, until a newer configuration arrives or
+    /// a second passes.
+    HandedOver {
+        group: GroupId,
+        replica: ReplicaId,
+        epoch: Epoch,
+    },
+    /// A member does not answer: the primary acknowledges nothing until the manager has dropped
+    /// it from the configuration (or it answers again).
+    MemberSilent {
+        group: GroupId,
+        epoch: Epoch,
+        silent: ReplicaId,
+    },
+    /// The learner holds everything, is required for every acknowledgement, and has compared
+    /// equal.
+    LearnerReady {
+        group: GroupId,
+        epoch: Epoch,
+        learner: ReplicaId,
+    },
+    /// The learner could not be filled; the primary has stopped forwarding to it.
+    LearnerFailed {
+        group: GroupId,
+        epoch: Epoch,
+        learner: ReplicaId,
+        reason: String,
+    },
+    DriveFailed {
+        drive: DriveName,
+        reason: String,
+    },
+
+    // Node managers.
+    /// The export exists; programs can use it.
+    Attached {
+        volume: VolumeId,
+        attach_generation: AttachGeneration,
+        nbd_uris: Vec<String>,
+        device: Option<String>,
+    },
+    /// Nothing of that generation is in flight any more, and nothing will be.
+    Detached {
+        volume: VolumeId,
+        attach_generation: AttachGeneration,
+    },
+    /// The primary of that epoch does not answer this node manager.
+    PrimarySilent {
+        group: GroupId,
+        epoch: Epoch,
+    },
+    /// A new size is visible to programs.
+    SizeShown {
+        volume: VolumeId,
+        size: ByteCount,
+    },
+    /// A kernel block device could not be made or grown.
+    DeviceFailed {
+        volume: VolumeId,
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterServer {
+    pub cluster: String,
+    pub server: ServerId,
+    pub boot: BootId,
+    pub zone: Zone,
+    /// Where it listens for data frames.
+    pub address: SocketAddr,
+    pub drives: Vec<DriveReport>,
+    pub replicas: Vec<ReplicaReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveReport {
+    pub drive: DriveName,
+    pub media: Media,
+    /// What it may promise, from the server's configuration.
+    pub capacity: ByteCount,
+    pub rate: Rate,
+    pub allocated: ByteCount,
+    /// Names the emulation when the media is not real.
+    pub emulation: Option<String>,
+    pub failed: Option<String>,
+}
+
+/// A replica as its server holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    pub replica: ReplicaId,
+    pub group: GroupId,
+    pub drive: DriveName,
+    pub promised: Epoch,
+    /// Epoch of the last configuration it adopted.
+    pub adopted: Epoch,
+    pub allocated: ByteCount,
+}
+
+/// How a primary or learner stands: for progress, metering and the console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaProgress {
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub epoch: Epoch,
+    pub allocated: ByteCount,
+    /// Of the learner that the primary is filling.
+    pub fill: Option<FillProgress>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FillProgress {
+    pub learner_replica: u64,
+    /// Bytes of the volume's address range that are equal on the learner.
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    /// Bytes of data that went over the wire for it.
+    pub bytes_moved: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterNode {
+    pub cluster: String,
+    pub node: NodeId,
+    pub boot: BootId,
+    pub zone: Zone,
+    /// Who may attach volumes here.
+    pub account: AccountId,
+    pub instances: Vec<InstanceId>,
+    /// What it still has attached, from its own cache.
+    pub attachments: Vec<(VolumeId, AttachGeneration)>,
+}
+
+/// From the manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum FromManager {
+    // To servers.
+    CreateReplica {
+        replica: ReplicaId,
+        group: GroupId,
+        volume: VolumeId,
+        drive: DriveName,
+        size: ByteCount,
+    },
+    RemoveReplica {
+        replica: ReplicaId,
+        drive: DriveName,
+    },
+    /// Refuse everything below `epoch` from now on, durably, then answer `Promised`.
+    Prepare {
+        replica: ReplicaId,
+        group: GroupId,
+        epoch: Epoch,
+    },
+    /// To the primary of `config`: adopt it durably, tell the members, serve, answer `Adopted`.
+    Configure {
+        config: GroupConfig,
+    },
+    /// To the primary of `epoch`: stop, drain, answer `HandedOver`.
+    HandOver {
+        group: GroupId,
+        epoch: Epoch,
+    },
+
+    // To node managers.
+    /// Also whenever the configuration changes while attached.
+    Attach(Attach),
+    /// Finish what is in flight, close the export, answer `Detached`. `force`: drop it instead.
+    Detach {
+        volume: VolumeId,
+        attach_generation: AttachGeneration,
+        force: bool,
+    },
+
+    // To both.
+    /// The link will be closed: wrong cluster, or a name that is already linked.
+    Rejected {
+        reason: String,
+    },
+}
+
+/// What a node manager needs to serve a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    pub volume: VolumeId,
+    pub instance: InstanceId,
+    /// The name the customer gave, such as `/dev/sdf`.
+    pub device: String,
+    /// Whether a kernel block device is wanted beside the NBD export.
+    pub kernel_device: bool,
+    /// The volume's group; its `attach_generation` is this attachment's.
+    pub config: GroupConfig,
+}
+
+/// Why a frame is not a control message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CtlError {
+    #[error("message kind {0} is not a control message")]
+    Kind(u8),
+    #[error("the body does not match its checksum")]
+    BodyCrc,
+    #[error("the body does not parse: {0}")]
+    Body(String),
+}
+
+/// Frames a control message. Bodies beyond a frame's payload limit are refused by assertion:
+/// callers bound their lists.
+pub fn encode<T: Serialize>(message: &T) -> Frame {
+    let payload = Bytes::from(serde_json::to_vec(message).expect("plain data always serializes"));
+    assert!(payload.len() <= CONTROL_BYTES_MAX, "control message of {} bytes", payload.len());
+    let header = Header { kind: KIND, ..Header::default() };
+    Frame { header, crcs: vec![crc32c::crc32c(&payload)], payload }
+}
+
+pub fn decode<T: for<'de> Deserialize<'de>>(frame: &Frame) -> Result<T, CtlError> {
+    if frame.header.kind != KIND {
+        return Err(CtlError::Kind(frame.header.kind));
+    }
+    if frame.crcs != [crc32c::crc32c(&frame.payload)] {
+        return Err(CtlError::BodyCrc);
+    }
+    serde_json::from_slice(&frame.payload).map_err(|e| CtlError::Body(e.to_string()))
+}
