@@ -5,13 +5,16 @@
 //! know no wire form. Reading needs no command: the wire forms read [`crate::state::State`],
 //! showing a caller only what its account owns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use format::record::{AccessKey, Account, Attachment, Modification, Volume};
 use model::{
-    id::{AccountId, InstanceId, VolumeId, Zone},
+    id::{AccountId, InstanceId, NodeId, ServerId, VolumeId, Zone},
+    time::WallTime,
     units::{Gib, Iops, MibPerSec},
 };
+
+use crate::state::State;
 
 /// Names a call until it is answered; chosen by the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -166,4 +169,17 @@ pub struct Place {
     pub zones: Vec<Zone>,
     /// `http://host:port` of the API, for DescribeRegions.
     pub endpoint: String,
+}
+
+/// Everything a wire form may look at while it reads a request or prints an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub state: &'a State,
+    pub place: &'a Place,
+    /// Servers and node managers whose links are up.
+    pub servers_up: &'a BTreeSet<ServerId>,
+    pub nodes_up: &'a BTreeSet<NodeId>,
+    pub wall: WallTime,
+    /// Names this call in the answer and in the log: a UUID.
+    pub request_id: &'a str,
 }
