@@ -4,7 +4,7 @@
 //! completion back as an event. Requests complete in any order, each exactly once.
 
 use bytes::Bytes;
-use format::data::{Change, ExtentMeta};
+use format::data::{Change, UnitMeta};
 use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount, volume::Media};
 
 /// Names a drive action; its completion carries it back.
@@ -62,16 +62,18 @@ pub enum Request {
     Change { replica: ReplicaId, mod_seq: ModSeq, offset: u64, change: Change },
     /// Verified blocks and their CRCs; never-written blocks are zeros with the CRC of zeros.
     Read { replica: ReplicaId, offset: u64, length: u32 },
-    /// Metadata of the extents that overlap the range and hold data.
+    /// Metadata of the 64 KiB resync units (not extents: see `UnitMeta`) that overlap the range
+    /// and hold data.
     Describe { replica: ReplicaId, offset: u64, length: u64 },
-    /// Digest over `(offset, mod_seq, valid, crcs)` of the extents that overlap the range.
+    /// Digest over `(offset, mod_seq, valid, crcs)` of the units that overlap the range and hold
+    /// data: equal on SSD and HDD for equal content and history.
     Digest { replica: ReplicaId, offset: u64, length: u64 },
     /// Which blocks of the range hold data, one bit each, bit 0 of byte 0 first.
     Allocated { replica: ReplicaId, offset: u64, length: u64 },
-    /// Sets the extents to exactly these: `mod_seq`, validity, checksums and content (`data`: the
-    /// valid blocks of all extents in order). An extent with no valid block is emptied. Completes
+    /// Sets the resync units to exactly these: `mod_seq`, validity, checksums and content (`data`:
+    /// the valid blocks of all units in order). A unit with no valid block is emptied. Completes
     /// when durable.
-    Install { replica: ReplicaId, extents: Vec<ExtentMeta>, data: Bytes },
+    Install { replica: ReplicaId, units: Vec<UnitMeta>, data: Bytes },
 }
 
 impl Request {
@@ -143,7 +145,7 @@ pub struct OpenReplica {
 pub enum Outcome {
     Done,
     Read { crcs: Vec<u32>, data: Bytes },
-    Described { extents: Vec<ExtentMeta> },
+    Described { units: Vec<UnitMeta> },
     Digest { digest: u64 },
     Allocated { bitmap: Bytes },
 }

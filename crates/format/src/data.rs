@@ -60,10 +60,14 @@ impl Change {
     }
 }
 
-/// Metadata of one extent, in the order of blocks. `crcs` holds one entry for each block that
-/// is set in `valid` (bit 0 of byte 0 is block 0).
+/// Metadata of one resync unit: an aligned [`model::limits::RESYNC_UNIT_BYTES`] (64 KiB) of the
+/// volume, **whatever the extent size of the drive**: replicas on SSD (64 KiB units) and HDD
+/// (1 MiB units) must describe themselves alike, because a change of media copies from one to
+/// the other and compares them. So an HDD extent keeps one `mod_seq` per unit, sixteen in all.
+/// `valid` has one bit per block (bit 0 of byte 0 is block 0; two bytes), `crcs` one entry for
+/// each block that is set in it. A unit with no valid block is described by nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExtentMeta {
+pub struct UnitMeta {
     /// Byte offset within the volume.
     pub offset: u64,
     pub mod_seq: ModSeq,
@@ -159,7 +163,7 @@ pub enum DataMessage {
     },
 
     // Learner to source and back.
-    /// `have` describes the learner's extents of the region; the source sends what differs.
+    /// `have` describes the learner's units of the region; the source sends what differs.
     PullRegion {
         group: GroupId,
         epoch: Epoch,
@@ -167,15 +171,15 @@ pub enum DataMessage {
         token: u64,
         offset: u64,
         length: u32,
-        have: Vec<ExtentMeta>,
+        have: Vec<UnitMeta>,
     },
-    /// The source's extents that differ, complete with data (`payload`: the valid blocks of all
-    /// `extents` in order). An extent with no valid block is to be emptied.
+    /// The source's units that differ, complete with data (`payload`: the valid blocks of all
+    /// `units` in order). An extent with no valid block is to be emptied.
     RegionImage {
         group: GroupId,
         token: u64,
         status: Status,
-        extents: Vec<ExtentMeta>,
+        units: Vec<UnitMeta>,
         data: Bytes,
     },
 }
@@ -291,12 +295,12 @@ mod kind {
 #[derive(Serialize, Deserialize)]
 struct PullBody {
     replica: ReplicaId,
-    have: Vec<ExtentMeta>,
+    have: Vec<UnitMeta>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct ImageBody {
-    extents: Vec<ExtentMeta>,
+    units: Vec<UnitMeta>,
 }
 
 impl DataMessage {
@@ -400,8 +404,8 @@ impl DataMessage {
                 };
                 with_body(header, &PullBody { replica, have })
             }
-            Self::RegionImage { group, token, status, extents, data } => {
-                region_image_frame(group, token, status, extents, &data)
+            Self::RegionImage { group, token, status, units, data } => {
+                region_image_frame(group, token, status, units, &data)
             }
         }
     }
@@ -520,7 +524,7 @@ fn change_from(frame: Frame, is_write: bool) -> Result<Change, DataError> {
     let h = frame.header;
     if !is_write {
         check_offset(h.offset)?;
-        let whole = u64::from(h.length) % BLOCK == 0 && h.length > 0;
+        let whole = u64::from(h.length).is_multiple_of(BLOCK) && h.length > 0;
         return if whole {
             Ok(Change::Zero { length: h.length })
         } else {
@@ -539,12 +543,16 @@ fn change_from(frame: Frame, is_write: bool) -> Result<Change, DataError> {
 }
 
 fn check_offset(offset: u64) -> Result<(), DataError> {
-    if offset % BLOCK == 0 && offset <= 1 << 60 { Ok(()) } else { Err(DataError::Field("offset")) }
+    if offset.is_multiple_of(BLOCK) && offset <= 1 << 60 {
+        Ok(())
+    } else {
+        Err(DataError::Field("offset"))
+    }
 }
 
 fn check_range(offset: u64, length: u32) -> Result<(), DataError> {
     check_offset(offset)?;
-    let whole = u64::from(length) % BLOCK == 0 && length > 0;
+    let whole = u64::from(length).is_multiple_of(BLOCK) && length > 0;
     if whole && length <= TRANSFER_BYTES_MAX { Ok(()) } else { Err(DataError::Field("length")) }
 }
 
@@ -557,10 +565,10 @@ fn region_image_frame(
     group: GroupId,
     token: u64,
     status: Status,
-    extents: Vec<ExtentMeta>,
+    units: Vec<UnitMeta>,
     data: &Bytes,
 ) -> Frame {
-    let body = serde_json::to_vec(&ImageBody { extents }).expect("plain data always serializes");
+    let body = serde_json::to_vec(&ImageBody { units }).expect("plain data always serializes");
     let mut payload = Vec::with_capacity(4 + body.len() + data.len());
     payload.extend_from_slice(&u32::try_from(body.len()).expect("bounded").to_le_bytes());
     payload.extend_from_slice(&body);
@@ -589,8 +597,8 @@ fn region_image_from(
     if frame.crcs != [crc32c::crc32c(&payload[..end])] {
         return Err(DataError::BodyCrc);
     }
-    let ImageBody { extents } =
+    let ImageBody { units } =
         serde_json::from_slice(&payload[4..end]).map_err(|e| DataError::Body(e.to_string()))?;
     let data = payload.slice(end..);
-    Ok(DataMessage::RegionImage { group, token: frame.header.id, status, extents, data })
+    Ok(DataMessage::RegionImage { group, token: frame.header.id, status, units, data })
 }

@@ -76,7 +76,7 @@ impl GroupConfig {
         if primaries != 1 {
             return Err(ConfigError::Primaries(primaries));
         }
-        if self.size.get() % crate::units::BLOCK != 0 {
+        if !self.size.get().is_multiple_of(crate::units::BLOCK) {
             return Err(ConfigError::Size(self.size));
         }
         for (i, member) in self.members.iter().enumerate() {

@@ -13,6 +13,8 @@ pub const FRAME_PAYLOAD_BYTES_MAX: u32 = 4 << 20;
 pub const CONTROL_BYTES_MAX: usize = 4 << 20;
 /// Unit in which a learner is filled and writes are held, in bytes.
 pub const REGION_BYTES: u64 = 1 << 20;
+/// Run of blocks that carries one `mod_seq`, in bytes, on every media: what resync compares.
+pub const RESYNC_UNIT_BYTES: u32 = 64 << 10;
 /// Requests of one session in flight at the node manager; more wait in the guest's queue.
 pub const IN_FLIGHT_REQUESTS_MAX: usize = 1024;
 /// Bytes of one session in flight.
@@ -32,7 +34,7 @@ pub const API_BODY_BYTES_MAX: usize = 1 << 20;
 
 const _: () = assert!(TRANSFER_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(REGION_BYTES < FRAME_PAYLOAD_BYTES_MAX as u64);
-const _: () = assert!(REGION_BYTES % (64 << 10) == 0);
+const _: () = assert!(REGION_BYTES.is_multiple_of(64 << 10));
 
 /// What a volume of one type may be asked for. Source: EC2's API reference, November 2026.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
