@@ -7,4 +7,5 @@
 
 pub mod api;
 pub mod http;
+pub mod router;
 pub mod state;
