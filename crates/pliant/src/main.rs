@@ -1,13 +1,20 @@
 //! Pliant: elastic block storage whose volumes change while programs use them.
+//!
+//! One binary, every role. This crate is the real world around the machines: sockets, drives,
+//! the metadata store, the clock. It decides nothing about a volume, replica or attachment.
 
 mod cli;
+mod clock;
 mod drive;
 mod front;
 mod net;
 mod role;
 mod store;
+mod telemetry;
+mod up;
 
-fn main() -> anyhow::Result<()> {
-    let _ = (role::manager::run, role::server::run, role::node::run);
-    Ok(())
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
 }
