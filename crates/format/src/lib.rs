@@ -9,4 +9,5 @@
 pub mod ctl;
 pub mod data;
 pub mod frame;
+pub mod nbd;
 pub mod record;
