@@ -7,5 +7,7 @@
 
 pub mod api;
 pub mod http;
+pub mod machine;
 pub mod router;
+pub mod sigv4;
 pub mod state;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use model::{
     epoch::AttachGeneration,
     group::GroupConfig,
-    id::{AccountId, DriveId, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId, Zone},
+    id::{AccountId, BootId, DriveId, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId, Zone},
     state::{AttachmentState, ModificationState, VolumeState},
     time::WallTime,
     units::{Gib, Rate},
@@ -114,6 +114,10 @@ pub struct Group {
     pub desired: Vec<Placed>,
     /// Every replica that may hold space for this group, and what was promised for it.
     pub replicas: BTreeMap<ReplicaId, Placed>,
+    /// The run of the primary's server that `config` was made for. A server that registers with
+    /// another has restarted: what its primaries had in flight is unknown.
+    #[serde(default)]
+    pub primary_boot: Option<BootId>,
 }
 
 /// A replica, its drive, and what the ledger holds for it there.
@@ -158,7 +162,12 @@ pub struct Modification {
     pub original: Parameters,
     pub target: Parameters,
     pub progress_percent: u8,
+    /// Replicas that must be filled before it is complete; progress is how much of that is done.
+    #[serde(default)]
+    pub replicas_to_fill: u32,
+    /// Bytes of data that went over the wire for it.
     pub bytes_moved: u64,
+    /// What `bytes_moved` is expected to reach: data held now, times the replicas to fill.
     pub bytes_total: u64,
     pub started: WallTime,
     pub ended: Option<WallTime>,
