@@ -94,6 +94,12 @@ impl Request {
 
 pub const META_BYTES_MAX: usize = 3072;
 
+/// What one [`ExtentMeta`] covers, on every media: `mod_seq`, validity and digest mean the same
+/// on an SSD and on an HDD, so a replica can be compared with, and filled from, one on the other.
+/// The slot in which a drive allocates space (`Media::extent_bytes`) is one such extent on an SSD
+/// and sixteen on an HDD.
+pub const EXTENT_BYTES: u32 = 64 << 10;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     ReadDrive {

@@ -5,3 +5,6 @@
 //! The format is `docs/disk.md`; the invariants are 14 and 22 to 25 of `docs/replication.md`.
 
 pub mod api;
+mod machine;
+
+pub use machine::Engine;
