@@ -7,6 +7,7 @@
 //! expected content is known exactly, also across a lost connection: the same request is sent
 //! again until it is answered, and nothing else touches the block meanwhile.
 
+pub mod command;
 pub mod nbd;
 pub mod stats;
 pub mod worker;
