@@ -6,8 +6,10 @@
 //! rejects what fails its checksum; integers are little-endian unless a foreign protocol says
 //! otherwise.
 
+pub mod attachments;
 pub mod ctl;
 pub mod data;
 pub mod frame;
 pub mod nbd;
 pub mod record;
+pub mod replica;
