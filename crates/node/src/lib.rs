@@ -5,3 +5,14 @@
 //! Does not: choose a primary (it reports and retries); speak NBD or FUSE (fronts do); do I/O.
 
 pub mod api;
+mod attachment;
+mod cut;
+mod links;
+mod machine;
+mod ranges;
+mod requests;
+mod session;
+#[cfg(test)]
+mod tests;
+
+pub use machine::{Counters, Node};
