@@ -7,6 +7,7 @@ mod cli;
 mod clock;
 mod drive;
 mod front;
+mod http;
 mod net;
 mod role;
 mod store;

@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod client;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};

@@ -1,7 +1,213 @@
-//! The manager role.
+//! The manager role: one task owns the machine, everything else feeds it or carries out what it
+//! decides.
+//!
+//! Decides: nothing about volumes. It refuses a store of another cluster, and stops when the
+//! store says that another manager has taken over.
+//! Invariants: every queue is bounded; a fault of a link or a call ends that link or call alone;
+//! a failed commit ends the process, because what the store holds is then unknown.
 
-use std::path::Path;
+mod commits;
+mod config;
+mod links;
+#[cfg(test)]
+mod tests;
 
-pub fn run(config: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet: {}", config.display())
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context;
+use control::{
+    api::CallToken,
+    http::{HttpRequest, HttpResponse},
+    machine::{Action, Event, LinkId, Manager},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    clock::{self, Clock},
+    http,
+    store::{MetaStore, SqliteStore, StoreError},
+};
+use commits::Commits;
+use config::Config;
+use links::{LinkInput, Links};
+
+/// Inputs that wait for the machine; who brings more waits.
+const INPUTS_MAX: usize = 1024;
+
+/// What reaches the task that owns the machine.
+#[derive(Debug)]
+enum Input {
+    Link(LinkId, LinkInput),
+    Call { request: HttpRequest, answer: oneshot::Sender<HttpResponse> },
+}
+
+/// Runs a manager until it is told to stop or cannot go on.
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    let store = SqliteStore::open(&config.store)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let control = bind("control links", config.listen).await?;
+        let api = bind("the API", config.api_listen).await?;
+        serve(config, Box::new(store), control, api, stop_requested()?).await
+    })
+}
+
+async fn bind(what: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen for {what} on {address}"))
+}
+
+fn stop_requested() -> anyhow::Result<impl Future<Output = ()> + Send> {
+    let catch = |kind| -> anyhow::Result<Signal> { signal(kind).context("cannot catch signals") };
+    let (mut terminate, mut interrupt) =
+        (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Serves on the given sockets until `stop` comes (then `Ok`) or the store fails.
+async fn serve(
+    config: Config,
+    mut store: Box<dyn MetaStore>,
+    control: TcpListener,
+    api: TcpListener,
+    stop: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    let term = store.take_over()?;
+    commits::check_cluster(store.as_mut(), term, &config.cluster)?;
+    let records = commits::load(store.as_ref())?;
+    tracing::info!(
+        cluster = config.cluster,
+        term = %term,
+        records = records.len(),
+        api = %api.local_addr()?,
+        control = %control.local_addr()?,
+        "manager starts"
+    );
+
+    let clock = Clock::start();
+    let (inputs_in, inputs) = mpsc::channel(INPUTS_MAX);
+    let seed = u64::try_from(clock::random()? >> 64).expect("the upper half");
+    let mut first = Vec::new();
+    let machine = Manager::new(
+        config.manager_params(),
+        records,
+        seed,
+        clock.now(),
+        clock::wall(),
+        &mut first,
+    );
+    let mut shell = Shell {
+        machine,
+        clock,
+        links: Links::default(),
+        calls: BTreeMap::new(),
+        last_call: 0,
+        commits: Commits::start(store, term)?,
+    };
+    shell.carry_out(first);
+
+    let accepting = tokio::spawn(links::accept(control, inputs_in.clone()));
+    let serving = tokio::spawn(http::serve(api, move |request| ask(inputs_in.clone(), request)));
+    let ended = shell.turn(inputs, stop).await;
+    accepting.abort();
+    serving.abort();
+    shell.commits.close();
+    tracing::info!("manager stops");
+    Ok(ended?)
+}
+
+/// Hands one call to the machine's task and waits for the answer.
+async fn ask(inputs: mpsc::Sender<Input>, request: HttpRequest) -> Option<HttpResponse> {
+    let (answer, answered) = oneshot::channel();
+    inputs.send(Input::Call { request, answer }).await.ok()?;
+    answered.await.ok()
+}
+
+/// The machine and where its actions go.
+struct Shell {
+    machine: Manager,
+    clock: Clock,
+    links: Links,
+    /// Calls that are not answered. Bounded by what `http` lets in.
+    calls: BTreeMap<CallToken, oneshot::Sender<HttpResponse>>,
+    last_call: u64,
+    commits: Commits,
+}
+
+impl Shell {
+    async fn turn(
+        &mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), StoreError> {
+        tokio::pin!(stop);
+        loop {
+            let deadline = self.machine.deadline().map(|at| self.clock.std_instant(at));
+            let event = tokio::select! {
+                () = &mut stop => return Ok(()),
+                committed = self.commits.committed() => {
+                    Some(Event::Committed { commit: committed? })
+                }
+                input = inputs.recv() => {
+                    self.event_of(input.expect("the tasks that send live as long as this one"))
+                }
+                () = until(deadline) => Some(Event::TimeReached),
+            };
+            if let Some(event) = event {
+                let mut out = Vec::new();
+                self.machine.handle(self.clock.now(), clock::wall(), event, &mut out);
+                self.carry_out(out);
+            }
+        }
+    }
+
+    /// `None` when it is about a link that the machine has closed.
+    fn event_of(&mut self, input: Input) -> Option<Event> {
+        match input {
+            Input::Link(link, input) => self.links.event_of(link, input),
+            Input::Call { request, answer } => {
+                self.last_call += 1;
+                let call = CallToken(self.last_call);
+                self.calls.insert(call, answer);
+                Some(Event::HttpReceived { call, request })
+            }
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send { link, message } => self.links.send(link, &message),
+                Action::CloseLink { link } => self.links.close(link),
+                Action::Commit { commit, writes } => self.commits.begin(commit, &writes),
+                Action::AnswerHttp { call, response } => {
+                    let waiting = self.calls.remove(&call);
+                    // A client that has hung up needs no answer.
+                    drop(waiting.map(|answer| answer.send(response)));
+                }
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
