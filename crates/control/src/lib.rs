@@ -6,8 +6,12 @@
 //! Invariant: state changes only by applying records that the metadata store has made durable.
 
 pub mod api;
+mod ec2;
+mod health;
 pub mod http;
 pub mod machine;
+mod native;
 pub mod router;
-pub mod sigv4;
+mod sigv4;
 pub mod state;
+mod sts;
