@@ -1,1 +1,129 @@
-//! See the crate's documentation.
+//! Drives: where an engine's bytes are.
+//!
+//! Decides: how a request becomes system calls, and which of them share one `fdatasync`.
+//! Does not: order, retry or cache; know what the bytes mean.
+//! Invariants:
+//! - Every request is answered exactly once, also when the driver is dropped.
+//! - A durable write, and a flush, are answered after an `fdatasync` that began when the write,
+//!   and everything answered before, was already with the kernel.
+//! - After a failed `fdatasync` no write is ever called durable again: the kernel may have
+//!   forgotten what it could not write.
+
+mod buffer;
+mod elevator;
+mod emulated;
+mod file;
+mod portable;
+
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, io, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use engine::api::{DriveError, IoToken};
+use model::units::BLOCK;
+
+pub use emulated::{Emulated, Profile};
+pub use portable::{Portable, PortableOptions};
+
+/// What an engine asks of its drive. Offsets and lengths are whole blocks.
+#[derive(Debug)]
+pub enum Request {
+    Read {
+        token: IoToken,
+        offset: u64,
+        length: u32,
+    },
+    /// The segments one after the other.
+    Write {
+        token: IoToken,
+        offset: u64,
+        data: Vec<Bytes>,
+        durable: bool,
+    },
+    Flush {
+        token: IoToken,
+    },
+}
+
+impl Request {
+    /// Where it begins and how many bytes it moves; a flush moves nothing.
+    fn extent(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Read { offset, length, .. } => Some((*offset, u64::from(*length))),
+            Self::Write { offset, data, .. } => {
+                let bytes: usize = data.iter().map(Bytes::len).sum();
+                Some((*offset, u64::try_from(bytes).expect("memory is below 2^64 bytes")))
+            }
+            Self::Flush { .. } => None,
+        }
+    }
+
+    /// A request that is not whole blocks within the drive is the engine's bug.
+    fn check(&self, drive_bytes: u64) {
+        let Some((offset, bytes)) = self.extent() else { return };
+        assert!(offset % BLOCK == 0 && bytes % BLOCK == 0, "{bytes} bytes at {offset}: no blocks");
+        let end = offset.checked_add(bytes);
+        assert!(end.is_some_and(|end| end <= drive_bytes), "{bytes} bytes at {offset}: too far");
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completion {
+    Read { token: IoToken, result: Result<Bytes, DriveError> },
+    Written { token: IoToken, result: Result<(), DriveError> },
+    Flushed { token: IoToken, result: Result<(), DriveError> },
+}
+
+/// Where completions go, from whatever thread has them.
+#[derive(Clone)]
+pub struct Sink(Arc<dyn Fn(Vec<Completion>) + Send + Sync>);
+
+impl Sink {
+    pub fn new(deliver: impl Fn(Vec<Completion>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(deliver))
+    }
+
+    fn deliver(&self, completions: Vec<Completion>) {
+        if !completions.is_empty() {
+            (self.0)(completions);
+        }
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
+/// One drive. Dropping it answers what is still under way first.
+pub trait Driver: Send {
+    /// Takes the requests; never waits for the drive.
+    fn submit(&self, batch: Vec<Request>);
+
+    /// What carries out the requests, for the log.
+    fn description(&self) -> String;
+}
+
+/// Why a drive cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot open drive {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("drive {path} is in use by another process")]
+    InUse { path: PathBuf },
+    #[error("drive {path} has {found} bytes where its configuration says {wanted}")]
+    Size { path: PathBuf, found: u64, wanted: u64 },
+    #[error("drive {path} is neither a file nor a block device")]
+    Kind { path: PathBuf },
+}
+
+fn drive_error(error: &io::Error) -> DriveError {
+    DriveError::Io(error.to_string())
+}

@@ -1,0 +1,255 @@
+//! A file or block device as a drive: opening, reading, writing, flushing.
+#![allow(unsafe_code)]
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, IoSlice, Seek, SeekFrom},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    },
+    path::Path,
+};
+
+use bytes::{Buf, Bytes};
+
+use super::{
+    OpenError,
+    buffer::{ALIGN, AlignedBuffer},
+};
+
+/// What a thread copies into before an unaligned write.
+const BOUNCE_BYTES: usize = 1 << 20;
+/// Segments of one `pwritev`.
+const SEGMENTS_MAX: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct DriveFile {
+    file: File,
+    /// Bypasses the page cache.
+    direct: bool,
+}
+
+impl DriveFile {
+    /// Opens the drive for this process alone. A file that is missing or empty is made, sparse.
+    pub(super) fn open(path: &Path, bytes: u64, direct: bool) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse { path: path.to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+        fit(&file, path, bytes)?;
+        let direct = direct && switch_to_direct(&file);
+        Ok(Self { file, direct })
+    }
+
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Exactly `length` bytes, in memory that is not copied again.
+    pub(super) fn read(&self, mut offset: u64, length: u32) -> io::Result<Bytes> {
+        let length = usize::try_from(length).expect("a 64-bit machine");
+        let mut buffer = AlignedBuffer::new(length);
+        while buffer.filled().len() < length {
+            let (room, _) = buffer.room();
+            let wanted = length - buffer.filled().len();
+            let position = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+            // SAFETY: `room` points to at least `wanted` bytes that `buffer` owns.
+            let count =
+                unsafe { libc::pread64(self.file.as_raw_fd(), room.cast(), wanted, position) };
+            let Ok(count) = usize::try_from(count) else {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return Err(error);
+            };
+            let kept = self.usable(count, wanted)?;
+            // SAFETY: the kernel has just written these bytes.
+            unsafe { buffer.advance(kept) };
+            offset += u64::try_from(kept).expect("a length");
+        }
+        buffer.truncate(length);
+        Ok(buffer.into_bytes())
+    }
+
+    /// Writes the segments one after the other.
+    pub(super) fn write(
+        &self,
+        offset: u64,
+        mut data: Vec<Bytes>,
+        bounce: &mut Bounce,
+    ) -> io::Result<()> {
+        data.retain(|segment| !segment.is_empty());
+        let fits = |segment: &Bytes| {
+            segment.as_ptr().addr().is_multiple_of(ALIGN) && segment.len().is_multiple_of(ALIGN)
+        };
+        if !self.direct || data.iter().all(fits) {
+            self.write_gathered(offset, &mut data)
+        } else {
+            self.write_bounced(offset, &data, bounce)
+        }
+    }
+
+    fn write_gathered(&self, mut offset: u64, data: &mut [Bytes]) -> io::Result<()> {
+        let mut next = 0;
+        while next < data.len() {
+            let upto = data.len().min(next + SEGMENTS_MAX);
+            let slices: Vec<_> = data[next..upto].iter().map(|s| IoSlice::new(s)).collect();
+            let wanted = slices.iter().map(|s| s.len()).sum();
+            let count = match self.write_vectored_at(&slices, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => self.usable(result?, wanted)?,
+            };
+            offset += u64::try_from(count).expect("a length");
+            let mut left = count;
+            while left > 0 {
+                let taken = left.min(data[next].len());
+                data[next].advance(taken);
+                left -= taken;
+                if data[next].is_empty() {
+                    next += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let position = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+        let count = libc::c_int::try_from(slices.len()).expect("at most SEGMENTS_MAX");
+        // SAFETY: `IoSlice` is guaranteed to have the layout of `iovec`, and the slices outlive
+        // the call.
+        let written = unsafe {
+            libc::pwritev64(self.file.as_raw_fd(), slices.as_ptr().cast(), count, position)
+        };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn write_bounced(&self, offset: u64, data: &[Bytes], bounce: &mut Bounce) -> io::Result<()> {
+        let mut offset = offset;
+        let buffer = bounce.buffer();
+        let mut segments = data.iter();
+        let mut rest: &[u8] = &[];
+        loop {
+            let copied = buffer.fill(rest);
+            rest = &rest[copied..];
+            if rest.is_empty() {
+                match segments.next() {
+                    Some(segment) => {
+                        rest = segment;
+                        continue;
+                    }
+                    None => break,
+                }
+            }
+            offset = self.write_buffer(offset, buffer)?;
+        }
+        self.write_buffer(offset, buffer)?;
+        Ok(())
+    }
+
+    /// Writes and empties the buffer; returns where the next bytes go.
+    fn write_buffer(&self, mut offset: u64, buffer: &mut AlignedBuffer) -> io::Result<u64> {
+        let mut done = 0;
+        while done < buffer.filled().len() {
+            let bytes = &buffer.filled()[done..];
+            let count = match self.file.write_at(bytes, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => self.usable(result?, bytes.len())?,
+            };
+            done += count;
+            offset += u64::try_from(count).expect("a length");
+        }
+        buffer.truncate(0);
+        Ok(offset)
+    }
+
+    /// How far a short transfer got us: O_DIRECT can only go on from a block boundary.
+    fn usable(&self, count: usize, wanted: usize) -> io::Result<usize> {
+        let usable = if self.direct && count < wanted { count - count % ALIGN } else { count };
+        if usable == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(usable) }
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// One thread's memory for unaligned writes.
+#[derive(Default)]
+pub(super) struct Bounce(Option<AlignedBuffer>);
+
+impl Bounce {
+    /// Empty, whatever an earlier failure left in it.
+    fn buffer(&mut self) -> &mut AlignedBuffer {
+        let buffer = self.0.get_or_insert_with(|| AlignedBuffer::new(BOUNCE_BYTES));
+        buffer.truncate(0);
+        buffer
+    }
+}
+
+/// Gives a new file its size; checks that of an old one.
+fn fit(file: &File, path: &Path, wanted: u64) -> Result<(), OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let metadata = file.metadata().map_err(io)?;
+    let path_buf = || path.to_owned();
+    if metadata.file_type().is_block_device() {
+        let found = (&mut &*file).seek(SeekFrom::End(0)).map_err(io)?;
+        if found < wanted {
+            return Err(OpenError::Size { path: path_buf(), found, wanted });
+        }
+        return Ok(());
+    }
+    if !metadata.is_file() {
+        return Err(OpenError::Kind { path: path_buf() });
+    }
+    match metadata.len() {
+        0 => create(file, path, wanted).map_err(io),
+        found if found == wanted => Ok(()),
+        found => Err(OpenError::Size { path: path_buf(), found, wanted }),
+    }
+}
+
+/// The size and the name are durable before anything relies on them.
+fn create(file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+    file.set_len(bytes)?;
+    file.sync_all()?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(folder)?.sync_all()
+}
+
+/// Whether the file now bypasses the page cache: the file system must take the flag and a read.
+fn switch_to_direct(file: &File) -> bool {
+    let set = |wanted: bool| {
+        // SAFETY: plain calls on a descriptor that `file` keeps open.
+        unsafe {
+            let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+            let flags = if wanted { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
+            libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) == 0
+        }
+    };
+    if !set(true) {
+        return false;
+    }
+    let mut probe = AlignedBuffer::new(ALIGN);
+    let (start, _) = probe.room();
+    // SAFETY: the buffer has room for `ALIGN` bytes.
+    let count = unsafe { libc::pread64(file.as_raw_fd(), start.cast(), ALIGN, 0) };
+    if count < 0 {
+        set(false);
+    }
+    count >= 0
+}
