@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::{role, telemetry};
+use crate::{role, telemetry, up};
 
 #[derive(Debug, Parser)]
 #[command(name = "pliant", version, about, max_term_width = 100)]
@@ -17,6 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Up(up::Args),
     /// Run the manager: decides what exists and where, and serves the API
     Manager(RoleArgs),
     /// Run a BDS server: stores replicas on its drives
@@ -46,6 +47,7 @@ pub fn run() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Up(args) => up::run(&args),
         Command::Manager(args) => {
             telemetry::start("info")?;
             role::manager::run(&args.config)
