@@ -172,4 +172,6 @@ fn sts_refusal(fault: &Fault) -> ApiError {
 }
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;

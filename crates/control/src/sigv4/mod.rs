@@ -307,4 +307,6 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 }
 
 #[cfg(test)]
+pub(crate) mod signing;
+#[cfg(test)]
 mod tests;
