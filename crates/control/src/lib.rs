@@ -5,13 +5,29 @@
 //! Does not: touch data; do I/O; know SQL, sockets or a clock.
 //! Invariant: state changes only by applying records that the metadata store has made durable.
 
+pub mod account;
 pub mod api;
+pub mod attachment;
+pub mod case;
+pub mod command;
+pub mod creation;
 mod ec2;
 mod health;
 pub mod http;
+pub mod ledger;
+pub mod links;
+pub mod live;
 pub mod machine;
+pub mod membership;
+pub mod modification;
+pub mod parameters;
+pub mod placement;
+pub mod random;
+pub mod reconcile;
+pub mod replacing;
 mod native;
 pub mod router;
 mod sigv4;
 pub mod state;
+pub mod tags;
 mod sts;

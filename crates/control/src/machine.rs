@@ -8,20 +8,32 @@
 //! derived again from the state, never remembered, so that nothing is lost with a link or a
 //! process.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use format::{
     ctl::{FromManager, ToManager},
     record::Record,
 };
 use model::{
-    id::AccountId,
+    id::{AccountId, GroupId, ServerId},
     time::{Instant, WallTime},
 };
 
 use crate::{
-    api::{CallToken, Place},
+    account,
+    api::{ApiError, CallToken, Caller, Command, Done, Place, View},
+    case::{self, Case, Decision},
+    command::{self, Desk},
+    creation,
     http::{HttpRequest, HttpResponse},
+    links,
+    live::Live,
+    random::Random,
+    reconcile::{self, Repeat, Telling},
+    router::{Received, Render, receive},
     state::{State, Write},
 };
 
@@ -129,11 +141,62 @@ pub enum Action {
     },
 }
 
+/// Commands that wait for their turn. Beyond it callers are told to come back.
+const WAITING_MAX: usize = 1_024;
+/// Writes of one commit, above which the next group waits for the next commit.
+const BATCH_WRITES_MAX: usize = 256;
+/// How often the machine looks at what time alone changes.
+const LOOK: Duration = Duration::from_millis(250);
+/// A link of another run of the same server is believed dead when silent for this long.
+const TAKEOVER: Duration = Duration::from_secs(2);
+
 /// The manager.
 #[derive(Debug)]
 pub struct Manager {
     params: ManagerParams,
     state: State,
+    live: Live,
+    random: Random,
+    commits: u64,
+    in_flight: Option<InFlight>,
+    waiting: VecDeque<Waiting>,
+    /// Commands and reconciliation take turns.
+    commands_first: bool,
+    looked: Instant,
+    passed: Instant,
+    servers_up: BTreeSet<ServerId>,
+    /// Groups that were not settled when last looked at.
+    busy: BTreeSet<GroupId>,
+    #[cfg(test)]
+    pub(crate) typed_answers: Vec<(CallToken, Result<Done, ApiError>)>,
+}
+
+/// A commit that the store has not confirmed yet, and who waits for it.
+#[derive(Debug)]
+struct InFlight {
+    commit: u64,
+    writes: Vec<Write>,
+    answer: Option<(Reply, Result<Done, ApiError>)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    reply: Reply,
+    caller: Caller,
+    command: Command,
+}
+
+#[derive(Debug)]
+enum Reply {
+    Http {
+        call: CallToken,
+        render: Render,
+        request_id: String,
+    },
+    #[cfg(test)]
+    Typed {
+        call: CallToken,
+    },
 }
 
 impl Manager {
@@ -146,25 +209,339 @@ impl Manager {
         wall: WallTime,
         out: &mut Vec<Action>,
     ) -> Self {
-        let _ = (seed, now, wall, out);
         let mut state = State::default();
         for record in records {
             state.apply(&Write::Put(record));
         }
-        Self { params, state }
+        let live = Live { started: now, ..Live::default() };
+        let bootstrap = account::bootstrap(&state, &params.root, wall);
+        let mut manager = Self {
+            params,
+            state,
+            live,
+            random: Random::new(seed),
+            commits: 0,
+            in_flight: None,
+            waiting: VecDeque::new(),
+            commands_first: false,
+            looked: now,
+            passed: now,
+            servers_up: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            #[cfg(test)]
+            typed_answers: Vec::new(),
+        };
+        if !bootstrap.is_empty() {
+            manager.commit(bootstrap, None, out);
+        }
+        manager
     }
 
     pub fn handle(&mut self, now: Instant, wall: WallTime, event: Event, out: &mut Vec<Action>) {
-        let _ = (now, wall, event, out, &self.params);
+        match event {
+            Event::LinkOpened { link } => links::opened(&mut self.live, link, out),
+            Event::LinkClosed { link } => links::closed(&mut self.live, link),
+            Event::LinkReceived { link, message } => {
+                let context = links::Context {
+                    state: &self.state,
+                    cluster: &self.params.cluster,
+                    now,
+                    takeover: TAKEOVER,
+                };
+                links::received(&mut self.live, &context, link, message, out);
+            }
+            Event::HttpReceived { call, request } => {
+                self.receive(now, wall, call, &request, out);
+            }
+            Event::Committed { commit } => self.committed(now, wall, commit, out),
+            Event::TimeReached => {}
+        }
+        self.look(now);
+        self.work(now, wall, out);
     }
 
     /// When the machine wants [`Event::TimeReached`], whatever else happens.
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        Some(self.looked + LOOK)
     }
 
     /// What is durable.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Reads are answered at once from what is durable; commands wait for their turn.
+    fn receive(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        call: CallToken,
+        request: &HttpRequest,
+        out: &mut Vec<Action>,
+    ) {
+        let request_id = self.random.uuid();
+        let received = self.with_view(now, wall, &request_id, |view| receive(view, request));
+        let (caller, command, render) = match received {
+            Received::Answer(response) => {
+                out.push(Action::AnswerHttp { call, response });
+                return;
+            }
+            Received::Command { caller, command, render } => (caller, command, render),
+        };
+        let reply = Reply::Http { call, render, request_id };
+        if self.waiting.len() >= WAITING_MAX {
+            let error = ApiError::new("RequestLimitExceeded", "Too many requests at once.");
+            self.answer(now, wall, reply, Err(error), out);
+            return;
+        }
+        self.waiting.push_back(Waiting { reply, caller, command });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn submit(&mut self, call: CallToken, caller: Caller, command: Command) {
+        self.waiting.push_back(Waiting { reply: Reply::Typed { call }, caller, command });
+    }
+
+    fn with_view<T>(
+        &self,
+        now: Instant,
+        wall: WallTime,
+        request_id: &str,
+        read: impl FnOnce(&View<'_>) -> T,
+    ) -> T {
+        let servers_up = self.live.servers_up(now, &self.params.timing);
+        let nodes_up = self.live.nodes_up(now, &self.params.timing);
+        read(&View {
+            state: &self.state,
+            place: &self.params.place,
+            servers_up: &servers_up,
+            nodes_up: &nodes_up,
+            wall,
+            request_id,
+        })
+    }
+
+    fn answer(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        reply: Reply,
+        result: Result<Done, ApiError>,
+        out: &mut Vec<Action>,
+    ) {
+        match reply {
+            Reply::Http { call, render, request_id } => {
+                let response =
+                    self.with_view(now, wall, &request_id, |view| render.render(view, result));
+                out.push(Action::AnswerHttp { call, response });
+            }
+            #[cfg(test)]
+            Reply::Typed { call } => self.typed_answers.push((call, result)),
+        }
+    }
+
+    fn commit(
+        &mut self,
+        writes: Vec<Write>,
+        answer: Option<(Reply, Result<Done, ApiError>)>,
+        out: &mut Vec<Action>,
+    ) {
+        assert!(self.in_flight.is_none(), "one commit at a time");
+        self.commits += 1;
+        let commit = self.commits;
+        out.push(Action::Commit { commit, writes: writes.clone() });
+        self.in_flight = Some(InFlight { commit, writes, answer });
+    }
+
+    fn committed(&mut self, now: Instant, wall: WallTime, commit: u64, out: &mut Vec<Action>) {
+        let done = self.in_flight.take().expect("a commit is in flight");
+        assert_eq!(done.commit, commit, "the store confirms the commit that is in flight");
+        for write in &done.writes {
+            self.mark(write);
+            self.state.apply(write);
+        }
+        if let Some((reply, result)) = done.answer {
+            self.answer(now, wall, reply, result, out);
+        }
+    }
+
+    /// Whose situation a write changes.
+    fn mark(&mut self, write: &Write) {
+        let (Write::Put(record) | Write::Delete(record)) = write;
+        let group_of = |volume| self.state.volumes.get(&volume).map(|v| v.group);
+        let group = match record {
+            Record::Group(r) => Some(r.config.group),
+            Record::Volume(r) => Some(r.group),
+            Record::Attachment(r) => group_of(r.volume),
+            Record::Modification(r) => group_of(r.volume),
+            Record::Server(_) | Record::Instance(_) => {
+                self.live.dirty.all = true;
+                None
+            }
+            Record::Account(_) | Record::AccessKey(_) | Record::ClientToken(_) => None,
+        };
+        self.live.dirty.groups.extend(group);
+    }
+
+    /// What time alone changes: who is silent, what is to be sent again.
+    fn look(&mut self, now: Instant) {
+        if now.since(self.looked) < LOOK {
+            return;
+        }
+        self.looked = now;
+        self.live.dirty.groups.extend(std::mem::take(&mut self.busy));
+        let up = self.live.servers_up(now, &self.params.timing);
+        if up != self.servers_up {
+            self.servers_up = up;
+            self.live.dirty.all = true;
+        }
+        if now.since(self.passed) < self.params.timing.resend {
+            return;
+        }
+        self.passed = now;
+        self.live.dirty.all = true;
+        self.live.retain(now, &self.state);
+    }
+
+    /// Everything that can be decided now, until a commit is in flight.
+    fn work(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) {
+        let mut worked = true;
+        while worked {
+            worked = false;
+            self.commands_first = !self.commands_first;
+            for commands in [self.commands_first, !self.commands_first] {
+                if self.in_flight.is_some() {
+                    return;
+                }
+                worked |= if commands {
+                    self.execute(now, wall, out)
+                } else {
+                    self.reconcile(now, wall, out)
+                };
+            }
+        }
+    }
+
+    /// Carries out one command. False when none waits.
+    fn execute(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) -> bool {
+        let Some(Waiting { reply, caller, command }) = self.waiting.pop_front() else {
+            return false;
+        };
+        let mut desk = Desk {
+            state: &self.state,
+            live: &self.live,
+            params: &self.params,
+            now,
+            wall,
+            random: &mut self.random,
+        };
+        match command::execute(&mut desk, &caller, command) {
+            Ok((writes, done)) if !writes.is_empty() => {
+                self.commit(writes, Some((reply, Ok(done))), out);
+            }
+            Ok((_, done)) => self.answer(now, wall, reply, Ok(done), out),
+            Err(error) => self.answer(now, wall, reply, Err(error), out),
+        }
+        true
+    }
+
+    /// Looks at every group that may need it. True when that led to a commit.
+    fn reconcile(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) -> bool {
+        let mut writes = links::registrations(&mut self.live, &self.state, wall);
+        if writes.is_empty() {
+            writes = self.reconcile_groups(now, wall, out);
+        }
+        if writes.is_empty() {
+            return false;
+        }
+        self.commit(writes, None, out);
+        true
+    }
+
+    fn reconcile_groups(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        out: &mut Vec<Action>,
+    ) -> Vec<Write> {
+        let mut dirty = std::mem::take(&mut self.live.dirty.groups);
+        if std::mem::take(&mut self.live.dirty.all) {
+            dirty.extend(self.state.groups.keys().copied());
+            let leftovers = reconcile::tell_leftovers(&self.state, &self.live);
+            self.send(now, leftovers, out);
+        }
+        let mut writes = Vec::new();
+        let mut full = false;
+        while let Some(group) = dirty.pop_first() {
+            if full || writes.len() >= BATCH_WRITES_MAX {
+                dirty.insert(group);
+                break;
+            }
+            let decision = self.reconcile_group(now, wall, group, out);
+            full |= decision.placed;
+            writes.extend(decision.writes);
+        }
+        self.live.dirty.groups.extend(dirty);
+        writes
+    }
+
+    /// Decides the next step of one group, or, when there is none, tells everybody concerned
+    /// what they should know.
+    fn reconcile_group(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        id: GroupId,
+        out: &mut Vec<Action>,
+    ) -> Decision {
+        let Some(group) = self.state.groups.get(&id) else { return Decision::default() };
+        let Some(volume) = self.state.volumes.get(&group.config.volume) else {
+            return self.reconcile_orphan(now, id, out);
+        };
+        let modification = case::running(&self.state, volume);
+        let mut facts = self.live.groups.remove(&id).unwrap_or_default();
+        let case = Case {
+            state: &self.state,
+            live: &self.live,
+            timing: &self.params.timing,
+            remirror_delay: self.params.remirror_delay,
+            now,
+            wall,
+            group,
+            volume,
+            modification: modification.as_ref(),
+        };
+        let decision = reconcile::decide(&case, &mut facts, &mut self.random);
+        let tellings = if decision.is_none() { reconcile::tell(&case, &facts) } else { Vec::new() };
+        let settled = decision.is_none()
+            && modification.is_none()
+            && tellings.iter().all(|t| t.repeat == Repeat::OncePerLink);
+        if !settled {
+            self.busy.insert(id);
+        }
+        self.live.groups.insert(id, facts);
+        self.send(now, tellings, out);
+        decision.unwrap_or_default()
+    }
+
+    /// A group whose volume is deleted, but for servers that were away.
+    fn reconcile_orphan(&mut self, now: Instant, id: GroupId, out: &mut Vec<Action>) -> Decision {
+        let group = &self.state.groups[&id];
+        if let Some(decision) = creation::freed(group, &self.live.removed) {
+            return decision;
+        }
+        let tellings = reconcile::tell_removals(group, group.replicas.keys().copied());
+        self.send(now, tellings, out);
+        Decision::default()
+    }
+
+    /// Sends what is not known to have been sent lately to whoever has a link.
+    fn send(&mut self, now: Instant, tellings: Vec<Telling>, out: &mut Vec<Action>) {
+        for telling in tellings {
+            let Some(link) = self.live.link_of(&telling.to) else { continue };
+            if self.live.due(link, &telling, now, self.params.timing.resend) {
+                out.push(Action::Send { link, message: telling.message });
+            }
+        }
     }
 }

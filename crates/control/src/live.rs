@@ -1,0 +1,299 @@
+//! What the manager knows and does not store: links, who is up, what servers and node managers
+//! report.
+//!
+//! Decides: whether a server counts as up, unknown or down.
+//! Does not: change anything durable. All of it is lost with the process and told again by
+//! servers and node managers when they register.
+//! Invariant: facts here come from messages alone, so they may be old: whoever acts on one checks
+//! the epoch or generation it names against the state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use format::ctl::{FillProgress, FromManager, RegisterServer, ReplicaReport};
+use model::{
+    epoch::{AttachGeneration, Epoch},
+    id::{BootId, DriveName, GroupId, NodeId, ReplicaId, ServerId, VolumeId},
+    time::Instant,
+    units::ByteCount,
+};
+
+use crate::{
+    machine::{LinkId, Timing},
+    reconcile::{Repeat, Telling},
+    state::State,
+};
+
+/// When a message was sent is forgotten after this long; it is sent again long before.
+const SENT_KEPT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+pub struct Live {
+    pub started: Instant,
+    pub links: BTreeMap<LinkId, Link>,
+    pub servers: BTreeMap<ServerId, ServerLive>,
+    pub nodes: BTreeMap<NodeId, NodeLive>,
+    pub groups: BTreeMap<GroupId, GroupLive>,
+    /// The highest epoch each replica is known to have promised.
+    pub promised: BTreeMap<ReplicaId, Epoch>,
+    /// Replicas that a server would not make, and why.
+    pub refused: BTreeMap<ReplicaId, String>,
+    /// Replicas that a server has removed, until the state says so too.
+    pub removed: BTreeSet<ReplicaId>,
+    /// Registrations that the state does not reflect yet.
+    pub unrecorded_servers: BTreeSet<ServerId>,
+    pub unrecorded_nodes: BTreeSet<NodeId>,
+    pub dirty: Dirty,
+}
+
+/// Which groups to look at again.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    pub all: bool,
+    pub groups: BTreeSet<GroupId>,
+}
+
+/// One control link.
+#[derive(Debug)]
+pub struct Link {
+    /// `None` until it has registered.
+    pub peer: Option<Peer>,
+    /// When each message was last sent on it.
+    pub sent: BTreeMap<MessageKey, Instant>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    Server(ServerId),
+    Node(NodeId),
+}
+
+/// What a message is about: two with one key on one link say the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MessageKey {
+    Create(ReplicaId),
+    Remove(ReplicaId),
+    Prepare(ReplicaId, Epoch),
+    Configure(GroupId, Epoch),
+    HandOver(GroupId, Epoch),
+    Attach(VolumeId, Epoch),
+    Detach(VolumeId, AttachGeneration, bool),
+}
+
+#[derive(Debug)]
+pub struct ServerLive {
+    pub link: Option<LinkId>,
+    pub boot: BootId,
+    pub heard: Instant,
+    pub registration: RegisterServer,
+    pub replicas: BTreeMap<ReplicaId, ReplicaReport>,
+    pub failed_drives: BTreeMap<DriveName, String>,
+}
+
+#[derive(Debug)]
+pub struct NodeLive {
+    pub link: Option<LinkId>,
+    pub boot: BootId,
+    pub heard: Instant,
+    pub registration: format::ctl::RegisterNode,
+    /// What it has attached, as it last said.
+    pub attached: BTreeMap<VolumeId, AttachedReport>,
+    /// What it has detached since it registered.
+    pub detached: BTreeMap<VolumeId, AttachGeneration>,
+    /// The primary that it was last told of, per volume, on this link.
+    pub told: BTreeMap<VolumeId, ReplicaId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachedReport {
+    pub attach_generation: AttachGeneration,
+    /// `None`: it holds the attachment but has not said that programs can use it.
+    pub ready: Option<ExportReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportReport {
+    pub nbd_uris: Vec<String>,
+    pub device: Option<String>,
+}
+
+/// What is reported of a group.
+#[derive(Debug, Default)]
+pub struct GroupLive {
+    /// Which replica acts as primary, under which epoch.
+    pub adopted: Option<(ReplicaId, Epoch)>,
+    pub silent: BTreeMap<ReplicaId, Silence>,
+    pub ready: Option<(Epoch, ReplicaId)>,
+    pub failed: Option<LearnerFailure>,
+    /// The learner of the configuration and the epoch since which it has been one without a
+    /// break, as far as this process knows.
+    pub learner_since: Option<(ReplicaId, Epoch)>,
+    pub primary_silent: Option<(Epoch, Instant)>,
+    pub hand_over: Option<HandOver>,
+    pub learner_pause: Pause,
+    pub hand_over_pause: Pause,
+    pub placement_pause: Pause,
+    pub fill: Option<FillProgress>,
+    pub allocated: ByteCount,
+    /// Bytes moved by fills before the present one.
+    pub moved_before: Option<(ReplicaId, u64)>,
+    pub progress_saved: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Silence {
+    pub epoch: Epoch,
+    pub first: Instant,
+    pub last: Instant,
+}
+
+#[derive(Debug, Clone)]
+pub struct LearnerFailure {
+    pub epoch: Epoch,
+    pub learner: ReplicaId,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct HandOver {
+    pub epoch: Epoch,
+    pub target: ReplicaId,
+    pub started: Instant,
+    pub handed_over: bool,
+}
+
+/// Waits longer after each failure.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pause {
+    failures: u32,
+    until: Instant,
+}
+
+impl Pause {
+    const FIRST: Duration = Duration::from_millis(500);
+    const DOUBLINGS_MAX: u32 = 6;
+
+    pub fn failed(&mut self, now: Instant) {
+        self.until = now + Self::FIRST * (1 << self.failures.min(Self::DOUBLINGS_MAX));
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    pub fn over(&self, now: Instant) -> bool {
+        now >= self.until
+    }
+
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// How a server or a replica stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Up,
+    /// Not heard of, but this manager has not run long enough to tell.
+    Unknown,
+    Down,
+    /// The server is up and does not hold the replica any more, or its drive has failed.
+    Lost,
+}
+
+impl Live {
+    pub fn server_standing(&self, server: &ServerId, now: Instant, timing: &Timing) -> Standing {
+        if let Some(s) = self.servers.get(server)
+            && s.link.is_some()
+            && now.since(s.heard) < timing.server_silence
+        {
+            return Standing::Up;
+        }
+        if now.since(self.started) < timing.start_grace {
+            Standing::Unknown
+        } else {
+            Standing::Down
+        }
+    }
+
+    /// How long a server that is not up has been away, as far as this manager can know.
+    pub fn away_for(&self, server: &ServerId, now: Instant) -> Duration {
+        now.since(self.servers.get(server).map_or(self.started, |s| s.heard))
+    }
+
+    pub fn node_up(&self, node: &NodeId, now: Instant, timing: &Timing) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|n| n.link.is_some() && now.since(n.heard) < timing.server_silence)
+    }
+
+    pub fn servers_up(&self, now: Instant, timing: &Timing) -> BTreeSet<ServerId> {
+        let up = |s: &&ServerId| self.server_standing(s, now, timing) == Standing::Up;
+        self.servers.keys().filter(up).cloned().collect()
+    }
+
+    pub fn nodes_up(&self, now: Instant, timing: &Timing) -> BTreeSet<NodeId> {
+        self.nodes.keys().filter(|n| self.node_up(n, now, timing)).cloned().collect()
+    }
+
+    pub fn promised(&self, replica: ReplicaId) -> Epoch {
+        self.promised.get(&replica).copied().unwrap_or(Epoch::NONE)
+    }
+
+    pub fn note_promise(&mut self, replica: ReplicaId, epoch: Epoch) {
+        let known = self.promised.entry(replica).or_insert(epoch);
+        *known = (*known).max(epoch);
+    }
+
+    pub fn mark(&mut self, group: GroupId) {
+        self.dirty.groups.insert(group);
+    }
+
+    pub fn link_of(&self, peer: &Peer) -> Option<LinkId> {
+        match peer {
+            Peer::Server(server) => self.servers.get(server)?.link,
+            Peer::Node(node) => self.nodes.get(node)?.link,
+        }
+    }
+
+    /// Whether to send this now on its link; if so, it counts as sent.
+    pub fn due(&mut self, link: LinkId, telling: &Telling, now: Instant, resend: Duration) -> bool {
+        let Some(facts) = self.links.get_mut(&link) else { return false };
+        if let Some(at) = facts.sent.get(&telling.key) {
+            let once = telling.repeat == Repeat::OncePerLink;
+            if once || now.since(*at) < resend {
+                return false;
+            }
+        }
+        if let MessageKey::Attach(volume, _) = telling.key {
+            facts.sent.retain(|k, _| !matches!(k, MessageKey::Attach(v, _) if *v == volume));
+        }
+        facts.sent.insert(telling.key, now);
+        if let (FromManager::Attach(attach), Peer::Node(node)) = (&telling.message, &telling.to)
+            && let Some(node) = self.nodes.get_mut(node)
+        {
+            node.told.insert(attach.volume, attach.config.primary().replica);
+        }
+        true
+    }
+
+    /// Forgets what was said of replicas, groups and volumes that exist no more.
+    pub fn retain(&mut self, now: Instant, state: &State) {
+        let replicas: BTreeSet<_> =
+            state.groups.values().flat_map(|g| g.replicas.keys().copied()).collect();
+        self.promised.retain(|r, _| replicas.contains(r));
+        self.refused.retain(|r, _| replicas.contains(r));
+        self.removed.retain(|r| replicas.contains(r));
+        self.groups.retain(|g, _| state.groups.contains_key(g));
+        for node in self.nodes.values_mut() {
+            node.detached.retain(|v, _| state.volumes.contains_key(v));
+            node.told.retain(|v, _| state.volumes.contains_key(v));
+        }
+        for link in self.links.values_mut() {
+            let kept = |key: &MessageKey| match key {
+                MessageKey::Attach(volume, _) => state.volumes.contains_key(volume),
+                _ => false,
+            };
+            link.sent.retain(|key, at| kept(key) || now.since(*at) < SENT_KEPT);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Who belongs to a group when something fails: failover, silent members, failed learners.
+//!
+//! Decides: when a primary is given up, which mirror follows it, when a member is dropped, when
+//! a learner is admitted or abandoned.
+//! Does not: choose drives, or plan moves; see `replacing`.
+//! Invariants (numbers of docs/replication.md): only a replica of the in-sync set is promoted
+//! (2, 16), and only after its promise (4); a new primary of a failover is alone in its set; a
+//! learner is admitted only on the primary's word for its present stint (15).
+
+use std::time::Duration;
+
+use model::{group::Role, id::ReplicaId};
+
+use crate::{
+    case::{Case, Decision},
+    live::{GroupLive, Standing},
+};
+
+/// A report of silence older than this says nothing of the present; primaries repeat it each
+/// second.
+const SILENCE_FRESH: Duration = Duration::from_millis(2_500);
+/// A server is silent, for a node manager's word against it, when it has missed beats for this
+/// long.
+const SUSPECT: Duration = Duration::from_millis(1_500);
+
+/// The first of the rules that has something to decide.
+pub fn decide(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
+    note_learner(case, facts);
+    failover(case, facts)
+        .or_else(|| unfence(case, facts))
+        .or_else(|| drop_silent(case, facts))
+        .or_else(|| admit(case, facts))
+        .or_else(|| abandon(case, facts))
+}
+
+/// Remembers since when the present learner has been one, under the present primary.
+fn note_learner(case: &Case<'_>, facts: &mut GroupLive) {
+    let learner = case.config().learners().next().map(|m| m.replica);
+    if learner != facts.learner_since.map(|(l, _)| l) {
+        facts.learner_since = learner.map(|l| (l, case.config().epoch));
+    }
+}
+
+/// Whether the primary must be replaced, or made primary afresh.
+pub fn primary_is_gone(case: &Case<'_>, facts: &GroupLive) -> bool {
+    let primary = case.config().primary();
+    case.is_gone(primary.replica) || case.primary_restarted() || reported_silent(case, facts)
+}
+
+/// A node manager cannot reach the primary, and the manager has not heard from its server for a
+/// while either.
+fn reported_silent(case: &Case<'_>, facts: &GroupLive) -> bool {
+    let Some((epoch, at)) = facts.primary_silent else { return false };
+    let quiet = case.live.away_for(&case.config().primary().server, case.now) >= SUSPECT;
+    epoch == case.config().epoch && case.now.since(at) < SILENCE_FRESH && quiet
+}
+
+/// Who is to be asked for its promise: a mirror that has given it already, else the first in
+/// order of promotion whose server is up, else the restarted primary itself when every mirror is
+/// known to be away.
+pub fn candidate(case: &Case<'_>, facts: &GroupLive) -> Option<ReplicaId> {
+    if !primary_is_gone(case, facts) {
+        return None;
+    }
+    let next = case.next_epoch();
+    let mirrors: Vec<_> =
+        case.config().mirrors().map(|m| m.replica).filter(|r| case.is_up(*r)).collect();
+    let promised = mirrors.iter().find(|r| case.live.promised(**r) >= next);
+    if let Some(replica) = promised.or(mirrors.first()) {
+        return Some(*replica);
+    }
+    let all_away = case.config().mirrors().all(|m| case.is_gone(m.replica));
+    let primary = case.config().primary().replica;
+    (all_away && case.is_up(primary)).then_some(primary)
+}
+
+fn failover(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
+    let successor = candidate(case, facts)?;
+    // `Prepare` names the same epoch; the promise of it is what makes the switch safe.
+    if case.live.promised(successor) < case.next_epoch() {
+        return None;
+    }
+    facts.hand_over = None;
+    let mut decision = case.store(&[(successor, Role::Primary)], None);
+    restamp(case, &mut decision, successor);
+    Some(decision)
+}
+
+/// The configuration is made for the present run of the primary's server, also when the primary
+/// is the replica it was.
+fn restamp(case: &Case<'_>, decision: &mut Decision, primary: ReplicaId) {
+    for write in &mut decision.writes {
+        if let crate::state::Write::Put(format::record::Record::Group(group)) = write {
+            group.primary_boot = case.boot_of(primary);
+        }
+    }
+}
+
+/// A member promised more than the stored epoch, for a failover or hand-over that was not
+/// carried through: it refuses the present primary, which is well. The same set under the next
+/// epoch heals that.
+fn unfence(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
+    let epoch = case.config().epoch;
+    let fenced = case.config().members.iter().any(|m| case.live.promised(m.replica) > epoch);
+    if !fenced || facts.hand_over.is_some() || !case.primary_runs() {
+        return None;
+    }
+    Some(case.store(&case.roles(), None))
+}
+
+/// A mirror that the primary cannot reach, and that is down by what the manager knows, or has
+/// been out of reach too long for the group to wait. A mirror that lost its replica goes at once.
+fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
+    if !case.primary_runs() {
+        return None;
+    }
+    let silent = |replica| {
+        let standing = case.standing(replica);
+        if standing == Standing::Lost {
+            return true;
+        }
+        let Some(silence) = facts.silent.get(&replica) else { return false };
+        let fresh = case.now.since(silence.last) < SILENCE_FRESH;
+        let lasting = case.now.since(silence.first) >= case.timing.member_patience;
+        fresh && silence.epoch == case.config().epoch && (standing == Standing::Down || lasting)
+    };
+    let gone: Vec<_> = case.config().mirrors().map(|m| m.replica).filter(|r| silent(*r)).collect();
+    if gone.is_empty() {
+        return None;
+    }
+    let mut roles = case.roles();
+    roles.retain(|(replica, _)| !gone.contains(replica));
+    resource(&mut roles);
+    Some(case.store(&roles, None))
+}
+
+/// A learner whose source left takes another: a mirror if there is one, else the primary.
+fn resource(roles: &mut [(ReplicaId, Role)]) {
+    let in_sync: Vec<_> = roles.iter().filter(|(_, r)| !is_learner(*r)).copied().collect();
+    let mirror = in_sync.iter().find(|(_, r)| *r == Role::Mirror);
+    let source = mirror.or(in_sync.first()).expect("a set has a primary").0;
+    for (_, role) in roles {
+        if let Role::Learner { source: now } = role
+            && !in_sync.iter().any(|(r, _)| r == now)
+        {
+            *now = source;
+        }
+    }
+}
+
+fn is_learner(role: Role) -> bool {
+    matches!(role, Role::Learner { .. })
+}
+
+fn admit(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
+    let (epoch, learner) = facts.ready?;
+    let (present, since) = facts.learner_since?;
+    if learner != present || epoch < since || !case.primary_runs() || !case.is_up(learner) {
+        return None;
+    }
+    let mut roles = case.roles();
+    for (replica, role) in &mut roles {
+        if *replica == learner {
+            *role = Role::Mirror;
+        }
+    }
+    facts.learner_pause.reset();
+    facts.ready = None;
+    Some(case.store(&roles, Some("admit")))
+}
+
+/// A learner that the primary gave up, or whose server is gone: out of the configuration. It is
+/// tried again after a pause.
+fn abandon(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
+    let (learner, since) = facts.learner_since?;
+    let reported = |f: &crate::live::LearnerFailure| f.learner == learner && f.epoch >= since;
+    let failed = facts.failed.as_ref().is_some_and(reported);
+    if !(failed || case.is_gone(learner)) || !case.primary_runs() {
+        return None;
+    }
+    facts.learner_pause.failed(case.now);
+    facts.failed = None;
+    facts.fill = None;
+    let mut roles = case.roles();
+    roles.retain(|(replica, _)| *replica != learner);
+    Some(case.store(&roles, None))
+}

@@ -1,0 +1,158 @@
+//! Where a replica goes: filter, then score. Pure.
+//!
+//! Decides: which drive gets a new replica.
+//! Does not: reserve it, or move anything.
+//! Invariants: never a server that is excluded (it has, or will have, another replica of the
+//! group); never more than is left in the ledger; the same fleet and wish give the same drive.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{
+    id::{DriveId, ServerId, Zone},
+    volume::Media,
+};
+
+use crate::ledger::{Account, Claim, Ledger};
+
+/// Everything that a choice depends on.
+#[derive(Debug)]
+pub struct Fleet {
+    pub ledger: Ledger,
+    /// Servers that are up.
+    pub up: BTreeSet<ServerId>,
+    /// Drives that are out of service, or have just refused.
+    pub barred: BTreeSet<DriveId>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Wish<'a> {
+    pub media: Media,
+    pub zone: &'a Zone,
+    /// Whether a drive in another zone will do where the zone has none.
+    pub zone_rule: ZoneRule,
+    pub claim: Claim,
+    /// Servers with another replica of the group: the failure domain.
+    pub excluded: &'a BTreeSet<ServerId>,
+    /// Servers that hold the volume now: tried first.
+    pub preferred: &'a BTreeSet<ServerId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZoneRule {
+    Strict,
+    /// Another zone, but only when no other server of the zone has such a drive, whatever its
+    /// room or state: a zone of one server still gets mirrors.
+    WhereZoneHasNone,
+    /// Another zone when nothing in the zone fits.
+    WhereZoneIsFull,
+}
+
+/// No drive fits: how many were left out by what, and the most that is left on any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub zone: Zone,
+    pub media: Media,
+    pub claim: Claim,
+    /// Drives of that media in that zone.
+    pub drives: usize,
+    pub excluded: usize,
+    pub down: usize,
+    /// The most that one drive could still promise, each for itself.
+    pub best: crate::ledger::Sum,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { zone, media, claim, drives, excluded, down, best } = self;
+        write!(
+            f,
+            "There is not enough {media} capacity in {zone} for {} GiB at {} IOPS and {} MiB/s",
+            claim.size, claim.rate.iops, claim.rate.throughput
+        )?;
+        if *drives == 0 {
+            return write!(f, ": no server there has an {media} drive.");
+        }
+        write!(
+            f,
+            ". One drive has at most {} GiB, {} IOPS and {} MiB/s left ({drives} drives",
+            best.bytes >> 30,
+            best.iops,
+            best.mib_per_sec
+        )?;
+        if *down > 0 {
+            write!(f, ", {down} out of service")?;
+        }
+        if *excluded > 0 {
+            write!(f, ", {excluded} on servers that hold another replica")?;
+        }
+        write!(f, "). Ask for less, or for another zone or volume type.")
+    }
+}
+
+/// The policy is the order of the fields; the lowest is chosen.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    in_another_zone: bool,
+    not_in_use: bool,
+    /// The fullest of the three, in thousandths, once the claim is on it.
+    utilisation: u64,
+    /// Makes the choice deterministic.
+    drive: DriveId,
+}
+
+pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<DriveId, Refusal> {
+    let of_media = |(_, a): &(&DriveId, &Account)| a.media == wish.media;
+    let candidates: BTreeMap<_, _> = fleet.ledger.drives.iter().filter(of_media).collect();
+    let in_zone = |a: &Account| a.zone == *wish.zone;
+    let free = |d: &DriveId| !wish.excluded.contains(&d.server);
+    let ready = |d: &DriveId| fleet.up.contains(&d.server) && !fleet.barred.contains(d);
+    let zone_has_any = candidates.iter().any(|(d, a)| in_zone(a) && free(d));
+    let anywhere = match wish.zone_rule {
+        ZoneRule::Strict => false,
+        ZoneRule::WhereZoneHasNone => !zone_has_any,
+        ZoneRule::WhereZoneIsFull => true,
+    };
+    let best = candidates
+        .iter()
+        .filter(|(_, a)| in_zone(a) || anywhere)
+        .filter(|(d, _)| free(d) && ready(d) && fleet.ledger.fits(d, wish.claim))
+        .map(|(d, a)| Score {
+            in_another_zone: !in_zone(a),
+            not_in_use: !wish.preferred.contains(&d.server),
+            utilisation: utilisation(a, wish.claim),
+            drive: (*d).clone(),
+        })
+        .min();
+    best.map(|score| score.drive).ok_or_else(|| {
+        let zone: Vec<_> = candidates.iter().filter(|(_, a)| in_zone(a)).collect();
+        let usable = zone.iter().filter(|(d, _)| free(d) && ready(d)).map(|(_, a)| a.left());
+        let mut most = crate::ledger::Sum::default();
+        for left in usable {
+            most.bytes = most.bytes.max(left.bytes);
+            most.iops = most.iops.max(left.iops);
+            most.mib_per_sec = most.mib_per_sec.max(left.mib_per_sec);
+        }
+        Refusal {
+            zone: wish.zone.clone(),
+            media: wish.media,
+            claim: wish.claim,
+            drives: zone.len(),
+            excluded: zone.iter().filter(|(d, _)| !free(d)).count(),
+            down: zone.iter().filter(|(d, _)| !ready(d)).count(),
+            best: most,
+        }
+    })
+}
+
+fn utilisation(account: &Account, claim: Claim) -> u64 {
+    let claim = crate::ledger::Sum::from(claim);
+    let promised = account.promised;
+    let share = |used: u64, more: u64, offered: u64| {
+        let total = u128::from(used) + u128::from(more);
+        let thousandths = total * 1000 / u128::from(offered.max(1));
+        u64::try_from(thousandths).unwrap_or(u64::MAX)
+    };
+    share(promised.bytes, claim.bytes, account.offered.bytes)
+        .max(share(promised.iops, claim.iops, account.offered.iops))
+        .max(share(promised.mib_per_sec, claim.mib_per_sec, account.offered.mib_per_sec))
+}

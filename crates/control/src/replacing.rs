@@ -1,0 +1,273 @@
+//! From where replicas are to where they should be: the next step, derived afresh each time.
+//!
+//! Decides: what follows from `Group.desired`, `Group.config` and what servers report:
+//! replicas made and removed, learners begun, the primary handed over, old members dropped.
+//! Does not: choose what is desired when a customer asks for it (`modification`), or react to
+//! failures (`membership`).
+//! Invariants: one learner at a time; a member leaves only when the desired set can do without
+//! it; a replica is removed only when the primary acts under a configuration without it.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use format::record::{Group, Placed};
+use model::{
+    group::Role,
+    id::{ReplicaId, ServerId},
+};
+
+use crate::{
+    case::{Case, Decision},
+    ledger::{Claim, Ledger},
+    live::{GroupLive, HandOver, Standing},
+    placement::{Fleet, Wish, ZoneRule, choose},
+    random::Random,
+};
+
+/// The rules that need no configuration: what exists, and what does no more.
+pub fn note_existence(case: &Case<'_>) -> Option<Decision> {
+    let exists = |p: &&Placed| {
+        let facts = case.live.servers.get(&p.drive.server);
+        facts.is_some_and(|s| s.replicas.contains_key(&p.replica))
+    };
+    let made: BTreeSet<_> = case
+        .group
+        .replicas
+        .values()
+        .filter(|p| !p.created && !is_surplus(case, p.replica))
+        .filter(exists)
+        .map(|p| p.replica)
+        .collect();
+    let gone: BTreeSet<_> = case
+        .group
+        .replicas
+        .keys()
+        .copied()
+        .filter(|r| is_surplus(case, *r) && case.live.removed.contains(r))
+        .collect();
+    if made.is_empty() && gone.is_empty() {
+        return None;
+    }
+    let mut group = case.group.clone();
+    group.replicas.retain(|r, _| !gone.contains(r));
+    for placed in group.replicas.values_mut().filter(|p| made.contains(&p.replica)) {
+        placed.created = true;
+    }
+    let mut decision = Decision::of(vec![case.put_group(group)]);
+    decision.writes.extend(case.step(if gone.is_empty() { "create" } else { "free" }));
+    Some(decision)
+}
+
+/// Neither desired nor a member.
+pub fn is_surplus(case: &Case<'_>, replica: ReplicaId) -> bool {
+    !case.is_desired(replica) && case.config().member(replica).is_none()
+}
+
+/// The first of the rules that has something to decide, for a group whose primary is well.
+pub fn decide(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> Option<Decision> {
+    hand_over(case, facts)
+        .or_else(|| refresh(case))
+        .or_else(|| replace_lost(case, facts, random))
+        .or_else(|| begin_learner(case, facts))
+        .or_else(|| drop_undesired(case, facts))
+}
+
+/// Size, rate, media, attach generation or an address changed.
+fn refresh(case: &Case<'_>) -> Option<Decision> {
+    if case.is_current() || !case.primary_runs() {
+        return None;
+    }
+    let reserved = case.modification.is_some_and(|m| m.step == "reserve");
+    Some(case.store(&case.roles(), reserved.then_some("configure")))
+}
+
+/// The replica that should be primary in place of one that is not desired.
+fn hand_over_target(case: &Case<'_>, facts: &GroupLive) -> Option<ReplicaId> {
+    let primary = case.config().primary().replica;
+    let learning = case.config().learners().next().is_some();
+    if case.is_desired(primary) || learning || !case.adopted(facts) {
+        return None;
+    }
+    let ready = |p: &&Placed| case.config().is_in_sync(p.replica) && case.is_up(p.replica);
+    case.group.desired.iter().find(ready).map(|p| p.replica)
+}
+
+fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
+    let epoch = case.config().epoch;
+    let target = hand_over_target(case, facts);
+    if let Some(h) = facts.hand_over {
+        let stale = h.epoch != epoch || Some(h.target) != target;
+        // Past this, the old primary may be serving again before the switch reaches it.
+        let late = case.now.since(h.started) >= case.timing.hand_over;
+        if stale || late {
+            facts.hand_over = None;
+            if late {
+                facts.hand_over_pause.failed(case.now);
+            }
+            return None;
+        }
+        if h.handed_over && case.live.promised(h.target) >= case.next_epoch() {
+            facts.hand_over = None;
+            facts.hand_over_pause.reset();
+            return Some(case.store(&after_hand_over(case, h.target), Some("switch")));
+        }
+        return None;
+    }
+    let target = target?;
+    if facts.hand_over_pause.over(case.now) {
+        let started = case.now;
+        facts.hand_over = Some(HandOver { epoch, target, started, handed_over: false });
+    }
+    None
+}
+
+/// The target first, then the others that stay. Of those not desired, only as many stay as the
+/// wanted number needs: first those on servers of their own.
+fn after_hand_over(case: &Case<'_>, target: ReplicaId) -> Vec<(ReplicaId, Role)> {
+    let wanted = case.group.desired.len().max(2);
+    let mut others: Vec<_> =
+        case.config().in_sync().map(|m| m.replica).filter(|r| *r != target).collect();
+    let target_server = case.server_of(target);
+    others.sort_by_key(|r| (!case.is_desired(*r), case.server_of(*r) == target_server));
+    let undesired = |r: &ReplicaId| !case.is_desired(*r);
+    while others.len() + 1 > wanted && others.last().is_some_and(undesired) {
+        others.pop();
+    }
+    let mirrors = others.into_iter().map(|r| (r, Role::Mirror));
+    std::iter::once((target, Role::Primary)).chain(mirrors).collect()
+}
+
+/// A desired replica that exists and is not in the set begins to learn.
+fn begin_learner(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
+    let config = case.config();
+    let busy = config.learners().next().is_some() || facts.hand_over.is_some();
+    if busy || !case.adopted(facts) || !facts.learner_pause.over(case.now) {
+        return None;
+    }
+    // A hand-over that is due comes first, unless it keeps failing.
+    if hand_over_target(case, facts).is_some() && facts.hand_over_pause.over(case.now) {
+        return None;
+    }
+    let missing = |p: &&Placed| config.member(p.replica).is_none();
+    let learner = case
+        .group
+        .desired
+        .iter()
+        .filter(missing)
+        .find(|p| p.created && case.is_up(p.replica))?
+        .replica;
+    let mirror = config.mirrors().map(|m| m.replica).find(|r| case.is_up(*r));
+    let source = mirror.unwrap_or(config.primary().replica);
+    let mut roles = case.roles();
+    roles.push((learner, Role::Learner { source }));
+    facts.learner_since = Some((learner, case.next_epoch()));
+    facts.moved_before = case.modification.map(|m| (learner, m.bytes_moved)).or(Some((learner, 0)));
+    facts.ready = None;
+    facts.failed = None;
+    facts.fill = None;
+    Some(case.store(&roles, Some("fill")))
+}
+
+/// Everything desired is in sync and one of it is primary: the others leave the set.
+fn drop_undesired(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
+    let config = case.config();
+    let all_in_sync = case.group.desired.iter().all(|p| config.is_in_sync(p.replica));
+    let undesired = config.members.iter().any(|m| !case.is_desired(m.replica));
+    if !all_in_sync || !undesired || !case.is_desired(config.primary().replica) {
+        return None;
+    }
+    if !case.adopted(facts) {
+        return None;
+    }
+    let mut roles = case.roles();
+    roles.retain(|(replica, _)| case.is_desired(*replica));
+    Some(case.store(&roles, Some("drop")))
+}
+
+/// Desired replicas that are not in sync and will not come back soon, or were refused, are
+/// replaced by new ones elsewhere.
+fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> Option<Decision> {
+    if !facts.placement_pause.over(case.now) || !case.primary_runs() {
+        return None;
+    }
+    let lost = case
+        .group
+        .desired
+        .iter()
+        .find(|p| case.config().member(p.replica).is_none() && is_lost(case, p.replica))?;
+    let Some(group) = replaced(case, lost.replica, ZoneRule::WhereZoneIsFull, random) else {
+        facts.placement_pause.failed(case.now);
+        return None;
+    };
+    facts.placement_pause.reset();
+    Some(Decision { writes: vec![case.put_group(group)], placed: true })
+}
+
+pub fn is_lost(case: &Case<'_>, replica: ReplicaId) -> bool {
+    match case.standing(replica) {
+        Standing::Lost => true,
+        Standing::Down => away_for(case, replica) >= case.remirror_delay,
+        Standing::Up | Standing::Unknown => case.live.refused.contains_key(&replica),
+    }
+}
+
+fn away_for(case: &Case<'_>, replica: ReplicaId) -> Duration {
+    case.live.away_for(case.server_of(replica), case.now)
+}
+
+/// The group with another replica in the place of `lost`, reserved; `None` when no drive has
+/// room.
+pub fn replaced(
+    case: &Case<'_>,
+    lost: ReplicaId,
+    zone_rule: ZoneRule,
+    random: &mut Random,
+) -> Option<Group> {
+    let target = case.target();
+    let excluded: BTreeSet<ServerId> = case
+        .group
+        .desired
+        .iter()
+        .map(|p| p.replica)
+        .filter(|r| *r != lost)
+        .map(|r| case.server_of(r).clone())
+        .collect();
+    let wish = Wish {
+        media: target.volume_type.media(),
+        zone: &target.zone,
+        zone_rule,
+        claim: Claim { size: target.size, rate: target.rate },
+        excluded: &excluded,
+        preferred: &BTreeSet::new(),
+    };
+    let mut fleet = fleet(case.state, case.live, case.now, case.timing);
+    fleet.barred.insert(case.placed(lost).drive.clone());
+    let drive = choose(&fleet, &wish).ok()?;
+    let replica = ReplicaId::from_random(random.wide());
+    let placed = Placed { replica, drive, size: target.size, rate: target.rate, created: false };
+    let mut group = case.group.clone();
+    let slot = group.desired.iter_mut().find(|p| p.replica == lost)?;
+    *slot = placed.clone();
+    group.replicas.insert(replica, placed);
+    Some(group)
+}
+
+/// What placement may choose from, now.
+pub fn fleet(
+    state: &crate::state::State,
+    live: &crate::live::Live,
+    now: model::time::Instant,
+    timing: &crate::machine::Timing,
+) -> Fleet {
+    let failed = live.servers.iter().flat_map(|(server, facts)| {
+        facts
+            .failed_drives
+            .keys()
+            .map(|drive| model::id::DriveId { server: server.clone(), drive: drive.clone() })
+    });
+    let mut barred: BTreeSet<_> = failed.collect();
+    for group in state.groups.values() {
+        let refused = group.replicas.values().filter(|p| live.refused.contains_key(&p.replica));
+        barred.extend(refused.map(|p| p.drive.clone()));
+    }
+    Fleet { ledger: Ledger::of(state), up: live.servers_up(now, timing), barred }
+}
