@@ -89,15 +89,15 @@ impl<P> Reactor<P> {
                 continue;
             };
             let message = DataMessage::from_frame(frame)?;
-            let now = self.clock.now();
-            let link = self.links.get_mut(name).expect("a dialed connection has its link");
+            let link = self.links.get(name).expect("a dialed connection has its link");
             match message {
                 DataMessage::Hello(_) if link.up_since.is_some() => {
                     return Err(Fault::HelloRepeated);
                 }
                 DataMessage::Hello(hello) => {
-                    link.raise(now);
                     self.check_cluster(&hello)?;
+                    let now = self.clock.now();
+                    self.links.get_mut(name).expect("looked up above").raise(now);
                     tracing::info!(%server, "link is up");
                     events.push(NetEvent::LinkUp { server: server.clone() });
                 }
