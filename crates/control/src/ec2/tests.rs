@@ -526,6 +526,7 @@ fn answers_are_as_recorded() {
     print("DeleteTags", Done::Nothing);
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test reads and writes its golden files")]
 fn check_recorded(name: &str, answer: &HttpResponse) {
     let path = format!("{}/src/ec2/testdata/{name}.xml", env!("CARGO_MANIFEST_DIR"));
     // One element a line, so that a difference can be read.

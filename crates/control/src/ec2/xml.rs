@@ -28,8 +28,9 @@ impl Xml {
 
     pub fn element(&mut self, name: &str, inside: impl FnOnce(&mut Self)) {
         self.open(name);
+        let start = self.text.len();
         inside(self);
-        self.close(name);
+        self.end(name, start);
     }
 
     /// `<name><item>…</item>…</name>`.
@@ -49,9 +50,10 @@ impl Xml {
     /// Text, a number, a flag, a time. Never called with an empty number: clients choke on one.
     pub fn value(&mut self, name: &str, value: impl Display) {
         self.open(name);
+        let start = self.text.len();
         let text = value.to_string();
         self.escape(&text);
-        self.close(name);
+        self.end(name, start);
     }
 
     /// Nothing at all when there is no value.
@@ -65,6 +67,16 @@ impl Xml {
         self.text.push('<');
         self.text.push_str(name);
         self.text.push('>');
+    }
+
+    /// Closes an element whose inside begins at `start`; an empty one becomes `<name/>`.
+    fn end(&mut self, name: &str, start: usize) {
+        if self.text.len() == start {
+            self.text.pop();
+            self.text.push_str("/>");
+        } else {
+            self.close(name);
+        }
     }
 
     fn close(&mut self, name: &str) {
@@ -106,7 +118,7 @@ mod tests {
         assert_eq!(
             text,
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<R xmlns=\"urn:x\"><set><item><n>1</n>\
-             </item><item><n>2</n></item></set><none></none><flag>true</flag></R>"
+             </item><item><n>2</n></item></set><none/><flag>true</flag></R>"
         );
     }
 
