@@ -1,0 +1,105 @@
+//! Opens an engine on a drive at rest and reads what it holds, as an auditor would.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use engine::{
+    api::{Action, Event, Geometry, OpToken, Outcome, Request},
+    machine::Engine,
+};
+use model::{id::ReplicaId, time::Instant};
+
+use crate::drive::Drive;
+
+pub struct Reader {
+    engine: Engine,
+    /// What the drive holds, and what recovery writes over it.
+    drive: Scratch,
+    next: u64,
+}
+
+/// The drive's content with later writes on top, so that the audit leaves the drive as it is.
+struct Scratch {
+    below: Bytes,
+    above: std::collections::BTreeMap<u64, Bytes>,
+}
+
+impl Reader {
+    pub fn open(geometry: Geometry, drive: &Drive) -> Result<Self, String> {
+        let length = u32::try_from(geometry.drive_bytes).map_err(|e| e.to_string())?;
+        let scratch = Scratch { below: drive.read(0, length), above: std::collections::BTreeMap::new() };
+        let mut actions = Vec::new();
+        let engine =
+            Engine::open(geometry, 1, Instant::ZERO, &mut actions).map_err(|e| e.to_string())?;
+        let mut reader = Self { engine, drive: scratch, next: 1 };
+        reader.run(actions);
+        Ok(reader)
+    }
+
+    /// One block of a replica.
+    pub fn read(&mut self, replica: ReplicaId, offset: u64) -> Result<Bytes, String> {
+        self.next += 1;
+        let token = OpToken(self.next);
+        let request = Request::Read { replica, offset, length: 4096 };
+        let mut actions = Vec::new();
+        self.engine.handle(Instant::ZERO, Event::Requested { token, request }, &mut actions);
+        for action in self.run(actions) {
+            if let Action::Complete { token: done, outcome } = action
+                && done == token
+            {
+                return match outcome {
+                    Ok(Outcome::Read { data, .. }) => Ok(data),
+                    other => Err(format!("reading {replica} at {offset}: {other:?}")),
+                };
+            }
+        }
+        Err(format!("reading {replica} at {offset}: no answer"))
+    }
+
+    /// Carries out drive actions until there are none; returns the others.
+    fn run(&mut self, actions: Vec<Action>) -> Vec<Action> {
+        let mut queue = VecDeque::from(actions);
+        let mut rest = Vec::new();
+        while let Some(action) = queue.pop_front() {
+            let event = match action {
+                Action::ReadDrive { token, offset, length } => {
+                    Event::DriveRead { token, result: Ok(self.drive.read(offset, length)) }
+                }
+                Action::WriteDrive { token, offset, data, .. } => {
+                    self.drive.write(offset, &data);
+                    Event::DriveWritten { token, result: Ok(()) }
+                }
+                Action::FlushDrive { token } => Event::DriveFlushed { token, result: Ok(()) },
+                other => {
+                    rest.push(other);
+                    continue;
+                }
+            };
+            let mut out = Vec::new();
+            self.engine.handle(Instant::ZERO, event, &mut out);
+            queue.extend(out);
+        }
+        rest
+    }
+}
+
+impl Scratch {
+    fn read(&self, offset: u64, length: u32) -> Bytes {
+        let start = usize::try_from(offset).expect("fits");
+        let mut out = self.below[start..start + length as usize].to_vec();
+        for (index, block) in out.chunks_exact_mut(4096).enumerate() {
+            if let Some(newer) = self.above.get(&(offset / 4096 + index as u64)) {
+                block.copy_from_slice(newer);
+            }
+        }
+        out.into()
+    }
+
+    fn write(&mut self, offset: u64, data: &[Bytes]) {
+        let joined: Bytes = data.concat().into();
+        for index in 0..joined.len() / 4096 {
+            let block = joined.slice(index * 4096..(index + 1) * 4096);
+            self.above.insert(offset / 4096 + index as u64, block);
+        }
+    }
+}

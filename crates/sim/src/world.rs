@@ -1,0 +1,738 @@
+//! The event loop: processes, links, drives and the metadata store in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bds::api as bds_api;
+use bytes::{Bytes, BytesMut};
+use control::{
+    api::CallToken,
+    http::{HttpRequest, HttpResponse},
+    machine as control_api,
+    state::Write,
+};
+use engine::api::IoToken;
+use format::{
+    ctl::{Attach, FromManager, ToManager},
+    data::DataMessage,
+    frame,
+    record::Record,
+};
+use model::{
+    id::{BootId, DriveName, NodeId, ServerId, VolumeId},
+    time::{Instant, WallTime},
+};
+use node::api as node_api;
+use node::api::{GuestReply, GuestRequest, GuestToken};
+
+use crate::{
+    drive::Drive,
+    network::{Life, Network, Process},
+    random::Random,
+};
+
+/// Milliseconds since 1970 at the start of every run.
+const WALL_START_MS: u64 = 1_790_000_000_000;
+
+/// What may happen at a moment. `life` drops what was meant for an earlier run of a process.
+#[derive(Debug)]
+enum Happening {
+    Wake { process: Process, life: u64 },
+    Dialled { from: Process, to: Process, life: Life },
+    Data { from: Process, to: Process, life: Life, outward: bool, wire: Bytes },
+    ToManager { from: Process, life: Life, message: ToManager },
+    FromManager { to: Process, life: Life, message: FromManager },
+    DriveRead { server: ServerId, life: u64, drive: DriveName, token: IoToken, data: Bytes },
+    DriveWritten { server: ServerId, life: u64, drive: DriveName, token: IoToken, ticket: u64, durable: bool },
+    DriveFlushed { server: ServerId, life: u64, drive: DriveName, token: IoToken },
+    Committed { life: u64, commit: u64 },
+    Export { node: NodeId, life: u64, event: node_api::Event },
+    Start { process: Process },
+}
+
+#[derive(Debug)]
+struct ManagerProcess {
+    params: control_api::ManagerParams,
+    machine: Option<control::machine::Manager>,
+    life: u64,
+    /// Durable.
+    records: BTreeMap<String, Record>,
+    pending: Option<(u64, Vec<Write>)>,
+}
+
+struct ServerProcess {
+    params: bds_api::ServerParams,
+    machine: Option<bds::server::Server>,
+    ready: bool,
+    life: u64,
+    drives: BTreeMap<DriveName, Drive>,
+}
+
+struct NodeProcess {
+    params: node_api::NodeParams,
+    machine: Option<node::machine::Node>,
+    life: u64,
+    /// Durable.
+    cached: Vec<Attach>,
+}
+
+/// A guest's request that was answered, or lost with its node manager.
+#[derive(Debug)]
+pub struct Answered {
+    pub node: NodeId,
+    pub token: GuestToken,
+    pub reply: GuestReply,
+}
+
+pub struct World {
+    pub now: Instant,
+    pub random: Random,
+    queue: BTreeMap<(Instant, u64), Happening>,
+    next: u64,
+    network: Network,
+    wakes: BTreeMap<Process, Instant>,
+    manager: ManagerProcess,
+    servers: BTreeMap<ServerId, ServerProcess>,
+    nodes: BTreeMap<NodeId, NodeProcess>,
+    /// HTTP answers nobody has taken yet.
+    pub http: BTreeMap<u64, HttpResponse>,
+    next_call: u64,
+    /// Answers to guests nobody has taken yet.
+    pub answered: Vec<Answered>,
+    /// What each node shows: volume and size.
+    pub exports: BTreeMap<(NodeId, VolumeId), u64>,
+    pub trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub fn new(
+        seed: u64,
+        manager: control_api::ManagerParams,
+        servers: Vec<bds_api::ServerParams>,
+        nodes: Vec<node_api::NodeParams>,
+    ) -> Self {
+        let manager = ManagerProcess {
+            params: manager,
+            machine: None,
+            life: 0,
+            records: BTreeMap::new(),
+            pending: None,
+        };
+        let server = |params: bds_api::ServerParams| {
+            let drives = params.drives.iter().map(|d| (d.drive.clone(), Drive::default())).collect();
+            let id = params.server.clone();
+            (id, ServerProcess { params, machine: None, ready: false, life: 0, drives })
+        };
+        let node = |params: node_api::NodeParams| {
+            (params.node.clone(), NodeProcess { params, machine: None, life: 0, cached: Vec::new() })
+        };
+        let mut world = Self {
+            now: Instant::from_nanos(1_000_000_000),
+            random: Random::new(seed),
+            queue: BTreeMap::new(),
+            next: 0,
+            network: Network::default(),
+            wakes: BTreeMap::new(),
+            manager,
+            servers: servers.into_iter().map(server).collect(),
+            nodes: nodes.into_iter().map(node).collect(),
+            http: BTreeMap::new(),
+            next_call: 0,
+            answered: Vec::new(),
+            exports: BTreeMap::new(),
+            trace: None,
+        };
+        for process in world.processes() {
+            world.start(&process);
+        }
+        world
+    }
+
+    pub fn processes(&self) -> Vec<Process> {
+        let servers = self.servers.keys().cloned().map(Process::Server);
+        let nodes = self.nodes.keys().cloned().map(Process::Node);
+        std::iter::once(Process::Manager).chain(servers).chain(nodes).collect()
+    }
+
+    pub fn wall(&self) -> WallTime {
+        WallTime::from_millis(WALL_START_MS + self.now.as_nanos() / 1_000_000)
+    }
+
+    pub fn is_up(&self, process: &Process) -> bool {
+        match process {
+            Process::Manager => self.manager.machine.is_some(),
+            Process::Server(s) => self.servers[s].machine.is_some(),
+            Process::Node(n) => self.nodes[n].machine.is_some(),
+        }
+    }
+
+    /// Runs the next thing that happens, unless it lies beyond `until`; tells whether it did.
+    pub fn step(&mut self, until: Instant) -> bool {
+        let Some((&(at, number), _)) = self.queue.first_key_value() else {
+            self.now = until;
+            return false;
+        };
+        if at > until {
+            self.now = until;
+            return false;
+        }
+        let happening = self.queue.remove(&(at, number)).expect("just seen");
+        self.now = at;
+        self.happen(happening);
+        true
+    }
+
+    pub fn trace(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>12.6} {}", self.now.as_nanos() as f64 / 1e9, line()));
+        }
+    }
+
+    // What a scenario does to the world.
+
+    pub fn call(&mut self, request: HttpRequest) -> Option<u64> {
+        self.manager.machine.as_ref()?;
+        self.next_call += 1;
+        let call = CallToken(self.next_call);
+        self.feed_manager(control_api::Event::HttpReceived { call, request });
+        Some(self.next_call)
+    }
+
+    pub fn guest(&mut self, node: &NodeId, volume: VolumeId, token: GuestToken, request: GuestRequest) {
+        self.feed_node(node, node_api::Event::GuestRequested { volume, token, request });
+    }
+
+    /// `kill -9`: memory and whatever was in flight are gone.
+    pub fn kill(&mut self, process: &Process, power: bool) {
+        if !self.is_up(process) {
+            return;
+        }
+        self.trace(|| format!("KILL {process:?} power={power}"));
+        self.wakes.remove(process);
+        match process {
+            Process::Manager => {
+                self.manager.machine = None;
+                self.manager.life += 1;
+                // The commit in flight was durable or not.
+                if let Some((_, writes)) = self.manager.pending.take()
+                    && self.random.chance(50)
+                {
+                    apply(&mut self.manager.records, &writes);
+                }
+            }
+            Process::Server(id) => {
+                let server = self.servers.get_mut(id).expect("known");
+                server.machine = None;
+                server.ready = false;
+                server.life += 1;
+                for drive in server.drives.values_mut() {
+                    if power {
+                        drive.cut_power(&mut self.random);
+                    } else {
+                        drive.kill(&mut self.random);
+                    }
+                }
+            }
+            Process::Node(id) => {
+                let node = self.nodes.get_mut(id).expect("known");
+                node.machine = None;
+                node.life += 1;
+                self.exports.retain(|(n, _), _| n != id);
+            }
+        }
+        for (from, to, up, conn) in self.network.break_all(process) {
+            self.tell_broken(&from, &to, up, conn);
+        }
+    }
+
+    pub fn start_later(&mut self, process: &Process, delay: Duration) {
+        self.schedule(delay, Happening::Start { process: process.clone() });
+    }
+
+    /// Resets one random link that is up.
+    pub fn reset_a_link(&mut self) {
+        let links = self.network.up_links();
+        if links.is_empty() {
+            return;
+        }
+        let (from, to) = self.random.pick(&links).clone();
+        self.trace(|| format!("RESET {from:?} -> {to:?}"));
+        let (from, to, up, conn) = self.network.break_link(&from, &to);
+        self.tell_broken(&from, &to, up, conn);
+    }
+
+    /// The durable records of the manager.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.manager.records.values()
+    }
+
+    pub fn drive(&self, server: &ServerId, drive: &DriveName) -> &Drive {
+        &self.servers[server].drives[drive]
+    }
+
+    pub fn server_params(&self, server: &ServerId) -> &bds_api::ServerParams {
+        &self.servers[server].params
+    }
+
+    // The loop.
+
+    fn schedule(&mut self, delay: Duration, happening: Happening) {
+        self.schedule_at(self.now + delay, happening);
+    }
+
+    fn schedule_at(&mut self, at: Instant, happening: Happening) {
+        self.next += 1;
+        self.queue.insert((at.max(self.now), self.next), happening);
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Start { process } => self.start(&process),
+            Happening::Wake { process, life } => self.wake(&process, life),
+            Happening::Dialled { from, to, life } => self.dialled(&from, &to, life),
+            Happening::Data { from, to, life, outward, wire } => {
+                if self.network.is_current(&from, &to, life) {
+                    self.deliver(&from, &to, outward, &wire);
+                }
+            }
+            Happening::ToManager { from, life, message } => {
+                if self.network.is_current(&from, &Process::Manager, life) {
+                    let link = control_api::LinkId(self.conn(&from, &Process::Manager));
+                    self.feed_manager(control_api::Event::LinkReceived { link, message });
+                }
+            }
+            Happening::FromManager { to, life, message } => {
+                if self.network.is_current(&to, &Process::Manager, life) {
+                    match to {
+                        Process::Server(id) => {
+                            self.feed_server(&id, bds_api::Event::ManagerSent { message });
+                        }
+                        Process::Node(id) => {
+                            self.feed_node(&id, node_api::Event::ManagerSent { message });
+                        }
+                        Process::Manager => unreachable!("the manager has no link to itself"),
+                    }
+                }
+            }
+            Happening::DriveRead { server, life, drive, token, data } => {
+                if self.servers[&server].life == life {
+                    let result = Ok(data);
+                    self.feed_server(&server, bds_api::Event::DriveRead { drive, token, result });
+                }
+            }
+            Happening::DriveWritten { server, life, drive, token, ticket, durable } => {
+                let process = self.servers.get_mut(&server).expect("known");
+                if process.life == life {
+                    let disk = process.drives.get_mut(&drive).expect("known");
+                    disk.complete_write(ticket);
+                    if durable {
+                        disk.flush();
+                    }
+                    let result = Ok(());
+                    self.feed_server(&server, bds_api::Event::DriveWritten { drive, token, result });
+                }
+            }
+            Happening::DriveFlushed { server, life, drive, token } => {
+                if self.servers[&server].life == life {
+                    let result = Ok(());
+                    self.feed_server(&server, bds_api::Event::DriveFlushed { drive, token, result });
+                }
+            }
+            Happening::Committed { life, commit } => {
+                if self.manager.life == life {
+                    let (number, writes) = self.manager.pending.take().expect("one in flight");
+                    assert_eq!(number, commit);
+                    apply(&mut self.manager.records, &writes);
+                    self.feed_manager(control_api::Event::Committed { commit });
+                }
+            }
+            Happening::Export { node, life, event } => {
+                if self.nodes[&node].life == life {
+                    self.feed_node(&node, event);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, process: &Process) {
+        if self.is_up(process) {
+            return;
+        }
+        self.trace(|| format!("START {process:?}"));
+        let (now, wall, seed) = (self.now, self.wall(), self.random.next());
+        match process {
+            Process::Manager => {
+                let mut out = Vec::new();
+                let records = self.manager.records.values().cloned().collect();
+                let params = self.manager.params.clone();
+                let machine =
+                    control::machine::Manager::new(params, records, seed, now, wall, &mut out);
+                self.manager.machine = Some(machine);
+                self.act_manager(out);
+            }
+            Process::Server(id) => {
+                let server = self.servers.get_mut(id).expect("known");
+                server.params.boot = BootId::from_random(u128::from(seed));
+                let mut out = Vec::new();
+                let machine = bds::server::Server::new(server.params.clone(), seed, now, &mut out)
+                    .expect("the drives fit their geometry");
+                server.machine = Some(machine);
+                self.act_server(id, out);
+            }
+            Process::Node(id) => {
+                let node = self.nodes.get_mut(id).expect("known");
+                node.params.boot = BootId::from_random(u128::from(seed));
+                node.params.cached = node.cached.clone();
+                let mut out = Vec::new();
+                let machine = node::machine::Node::new(node.params.clone(), seed, now, &mut out);
+                node.machine = Some(machine);
+                self.act_node(id, out);
+                self.dial(process, &Process::Manager);
+            }
+        }
+        self.schedule_wake(process);
+    }
+
+    fn wake(&mut self, process: &Process, life: u64) {
+        let current = match process {
+            Process::Manager => self.manager.life,
+            Process::Server(s) => self.servers[s].life,
+            Process::Node(n) => self.nodes[n].life,
+        };
+        if current != life || !self.is_up(process) {
+            return;
+        }
+        self.wakes.remove(process);
+        if self.deadline(process).is_some_and(|d| d <= self.now) {
+            match process {
+                Process::Manager => self.feed_manager(control_api::Event::TimeReached),
+                Process::Server(s) => self.feed_server(&s.clone(), bds_api::Event::TimeReached),
+                Process::Node(n) => self.feed_node(&n.clone(), node_api::Event::TimeReached),
+            }
+        } else {
+            self.schedule_wake(process);
+        }
+    }
+
+    fn deadline(&self, process: &Process) -> Option<Instant> {
+        match process {
+            Process::Manager => self.manager.machine.as_ref()?.deadline(),
+            Process::Server(s) => self.servers[s].machine.as_ref()?.deadline(),
+            Process::Node(n) => self.nodes[n].machine.as_ref()?.deadline(),
+        }
+    }
+
+    fn schedule_wake(&mut self, process: &Process) {
+        let Some(deadline) = self.deadline(process) else { return };
+        let at = deadline.max(self.now + Duration::from_micros(1));
+        if self.wakes.get(process).is_some_and(|&w| w <= at && w > self.now) {
+            return;
+        }
+        self.wakes.insert(process.clone(), at);
+        let life = match process {
+            Process::Manager => self.manager.life,
+            Process::Server(s) => self.servers[s].life,
+            Process::Node(n) => self.nodes[n].life,
+        };
+        self.schedule_at(at, Happening::Wake { process: process.clone(), life });
+    }
+
+    // Links.
+
+    fn dial(&mut self, from: &Process, to: &Process) {
+        if let Some(life) = self.network.want(from, to) {
+            let delay = self.random.micros(200, 10_000);
+            let (from, to) = (from.clone(), to.clone());
+            self.schedule(delay, Happening::Dialled { from, to, life });
+        }
+    }
+
+    fn dialled(&mut self, from: &Process, to: &Process, life: Life) {
+        if !self.network.link(from, to).is_some_and(|l| l.life == life) {
+            return;
+        }
+        let listening = match to {
+            Process::Manager => self.is_up(to),
+            Process::Server(s) => self.servers[s].ready,
+            Process::Node(_) => unreachable!("nobody dials a node manager"),
+        };
+        if !listening {
+            let delay = self.random.micros(5_000, 50_000);
+            let (from, to) = (from.clone(), to.clone());
+            self.schedule(delay, Happening::Dialled { from, to, life });
+            return;
+        }
+        assert!(self.network.raise(from, to, life));
+        match (from, to) {
+            (_, Process::Manager) => {
+                let link = control_api::LinkId(self.conn(from, to));
+                self.feed_manager(control_api::Event::LinkOpened { link });
+                match from {
+                    Process::Server(s) => self.feed_server(s, bds_api::Event::ManagerLinkUp),
+                    Process::Node(n) => self.feed_node(n, node_api::Event::ManagerLinkUp),
+                    Process::Manager => unreachable!("no link to itself"),
+                }
+            }
+            (Process::Server(s), Process::Server(t)) => {
+                self.feed_server(s, bds_api::Event::LinkUp { server: t.clone() });
+            }
+            (Process::Node(n), Process::Server(t)) => {
+                self.feed_node(n, node_api::Event::LinkUp { server: t.clone() });
+            }
+            _ => unreachable!("no such link"),
+        }
+    }
+
+    fn conn(&self, from: &Process, to: &Process) -> u64 {
+        self.network.link(from, to).expect("a current link").conn.0
+    }
+
+    /// Tells both ends, and dials again for who still wants it.
+    fn tell_broken(&mut self, from: &Process, to: &Process, up: bool, conn: bds_api::ConnId) {
+        if up && self.is_up(to) {
+            match to {
+                Process::Manager => {
+                    let link = control_api::LinkId(conn.0);
+                    self.feed_manager(control_api::Event::LinkClosed { link });
+                }
+                Process::Server(s) => self.feed_server(s, bds_api::Event::ConnClosed { conn }),
+                Process::Node(_) => unreachable!("nobody dials a node manager"),
+            }
+        }
+        if !self.is_up(from) {
+            return;
+        }
+        self.dial(from, to);
+        if !up {
+            return;
+        }
+        match (from, to) {
+            (Process::Server(s), Process::Manager) => {
+                self.feed_server(s, bds_api::Event::ManagerLinkDown);
+            }
+            (Process::Node(n), Process::Manager) => {
+                self.feed_node(n, node_api::Event::ManagerLinkDown);
+            }
+            (Process::Server(s), Process::Server(t)) => {
+                self.feed_server(s, bds_api::Event::LinkDown { server: t.clone() });
+            }
+            (Process::Node(n), Process::Server(t)) => {
+                self.feed_node(n, node_api::Event::LinkDown { server: t.clone() });
+            }
+            _ => unreachable!("no such link"),
+        }
+    }
+
+    fn send_data(&mut self, from: &Process, to: &Process, outward: bool, message: DataMessage) {
+        let delay = self.random.micros(30, 300);
+        let Some((at, life)) = self.network.send(from, to, outward, self.now, delay) else { return };
+        let wire = message.into_frame().encode();
+        let (from, to) = (from.clone(), to.clone());
+        self.schedule_at(at, Happening::Data { from, to, life, outward, wire });
+    }
+
+    fn deliver(&mut self, from: &Process, to: &Process, outward: bool, wire: &Bytes) {
+        let frame = frame::decode(&mut BytesMut::from(&wire[..])).expect("we encoded it");
+        let message = DataMessage::from_frame(frame.expect("whole")).expect("we encoded it");
+        self.trace(|| {
+            let text = format!("{message:?}");
+            let arrow = if outward { "->" } else { "<-" };
+            format!("{from:?} {arrow} {to:?}: {}", text.chars().take(300).collect::<String>())
+        });
+        if outward {
+            let Process::Server(server) = to else { unreachable!("data goes to servers") };
+            let conn = bds_api::ConnId(self.conn(from, to));
+            self.feed_server(server, bds_api::Event::MessageReceived { conn, message });
+            return;
+        }
+        let Process::Server(server) = to.clone() else { unreachable!("data comes from servers") };
+        match from {
+            Process::Server(s) => {
+                self.feed_server(s, bds_api::Event::LinkReceived { server, message });
+            }
+            Process::Node(n) => self.feed_node(n, node_api::Event::LinkReceived { server, message }),
+            Process::Manager => unreachable!("the manager has no data links"),
+        }
+    }
+
+    // The machines.
+
+    fn feed_manager(&mut self, event: control_api::Event) {
+        let (now, wall) = (self.now, self.wall());
+        let Some(machine) = &mut self.manager.machine else { return };
+        let mut out = Vec::new();
+        machine.handle(now, wall, event, &mut out);
+        self.act_manager(out);
+        self.schedule_wake(&Process::Manager);
+    }
+
+    fn act_manager(&mut self, actions: Vec<control_api::Action>) {
+        for action in actions {
+            match action {
+                control_api::Action::Send { link, message } => {
+                    let conn = bds_api::ConnId(link.0);
+                    let Some(to) = self.network.by_conn(&Process::Manager, conn) else { continue };
+                    let delay = self.random.micros(50, 500);
+                    self.trace(|| format!("manager -> {to:?}: {message:?}"));
+                    let sent = self.network.send(&to, &Process::Manager, false, self.now, delay);
+                    let (at, life) = sent.expect("found by its connection");
+                    self.schedule_at(at, Happening::FromManager { to, life, message });
+                }
+                control_api::Action::CloseLink { link } => {
+                    let conn = bds_api::ConnId(link.0);
+                    if let Some(from) = self.network.by_conn(&Process::Manager, conn) {
+                        let broken = self.network.break_link(&from, &Process::Manager);
+                        self.tell_broken(&broken.0, &broken.1, broken.2, broken.3);
+                    }
+                }
+                control_api::Action::Commit { commit, writes } => {
+                    assert!(self.manager.pending.is_none(), "two commits in flight");
+                    self.trace(|| format!("manager commits {writes:?}"));
+                    self.manager.pending = Some((commit, writes));
+                    let delay = self.random.micros(300, 4_000);
+                    let life = self.manager.life;
+                    self.schedule(delay, Happening::Committed { life, commit });
+                }
+                control_api::Action::AnswerHttp { call, response } => {
+                    self.http.insert(call.0, response);
+                }
+            }
+        }
+    }
+
+    fn feed_server(&mut self, id: &ServerId, event: bds_api::Event) {
+        let now = self.now;
+        let server = self.servers.get_mut(id).expect("known");
+        let Some(machine) = &mut server.machine else { return };
+        let mut out = Vec::new();
+        machine.handle(now, event, &mut out);
+        self.act_server(id, out);
+        self.schedule_wake(&Process::Server(id.clone()));
+    }
+
+    fn act_server(&mut self, id: &ServerId, actions: Vec<bds_api::Action>) {
+        let this = Process::Server(id.clone());
+        for action in actions {
+            let life = self.servers[id].life;
+            let server = id.clone();
+            match action {
+                bds_api::Action::ReadDrive { drive, token, offset, length } => {
+                    let data = self.servers[id].drives[&drive].read(offset, length);
+                    let delay = self.random.micros(20, 400);
+                    self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
+                }
+                bds_api::Action::WriteDrive { drive, token, offset, data, durable } => {
+                    let process = self.servers.get_mut(id).expect("known");
+                    let disk = process.drives.get_mut(&drive).expect("known");
+                    let ticket = disk.begin_write(offset, &data);
+                    let delay = self.random.micros(20, 600);
+                    let written =
+                        Happening::DriveWritten { server, life, drive, token, ticket, durable };
+                    self.schedule(delay, written);
+                }
+                bds_api::Action::FlushDrive { drive, token } => {
+                    // What has completed when the flush is issued is stable when it completes;
+                    // making it so at once can only hide a missing flush of what comes between.
+                    self.servers.get_mut(id).expect("known").drives.get_mut(&drive).expect("known").flush();
+                    let delay = self.random.micros(50, 600);
+                    self.schedule(delay, Happening::DriveFlushed { server, life, drive, token });
+                }
+                bds_api::Action::Reply { conn, message } => {
+                    if let Some(from) = self.network.by_conn(&this, conn) {
+                        self.send_data(&from, &this, false, message);
+                    }
+                }
+                bds_api::Action::Send { server, message } => {
+                    self.send_data(&this, &Process::Server(server), true, message);
+                }
+                bds_api::Action::Connect { server, .. } => self.dial(&this, &Process::Server(server)),
+                bds_api::Action::Disconnect { server } => self.disconnect(&this, &Process::Server(server)),
+                bds_api::Action::SendManager { message } => self.send_manager(&this, message),
+                bds_api::Action::Ready => {
+                    self.servers.get_mut(id).expect("known").ready = true;
+                    self.dial(&this, &Process::Manager);
+                }
+            }
+        }
+    }
+
+    fn disconnect(&mut self, from: &Process, to: &Process) {
+        let Some(link) = self.network.drop_wanted(from, to) else { return };
+        if link.up
+            && let Process::Server(s) = to
+        {
+            self.feed_server(&s.clone(), bds_api::Event::ConnClosed { conn: link.conn });
+        }
+    }
+
+    fn send_manager(&mut self, from: &Process, message: ToManager) {
+        let delay = self.random.micros(50, 500);
+        let sent = self.network.send(from, &Process::Manager, true, self.now, delay);
+        let Some((at, life)) = sent else { return };
+        self.trace(|| format!("{from:?} -> manager: {message:?}"));
+        self.schedule_at(at, Happening::ToManager { from: from.clone(), life, message });
+    }
+
+    fn feed_node(&mut self, id: &NodeId, event: node_api::Event) {
+        let now = self.now;
+        let node = self.nodes.get_mut(id).expect("known");
+        let Some(machine) = &mut node.machine else { return };
+        let mut out = Vec::new();
+        machine.handle(now, event, &mut out);
+        self.act_node(id, out);
+        self.schedule_wake(&Process::Node(id.clone()));
+    }
+
+    fn act_node(&mut self, id: &NodeId, actions: Vec<node_api::Action>) {
+        let this = Process::Node(id.clone());
+        for action in actions {
+            match action {
+                node_api::Action::ReplyGuest { token, reply, .. } => {
+                    self.answered.push(Answered { node: id.clone(), token, reply });
+                }
+                node_api::Action::Connect { server, .. } => self.dial(&this, &Process::Server(server)),
+                node_api::Action::Disconnect { server } => self.disconnect(&this, &Process::Server(server)),
+                node_api::Action::Send { server, message } => {
+                    self.send_data(&this, &Process::Server(server), true, message);
+                }
+                node_api::Action::SendManager { message } => self.send_manager(&this, message),
+                node_api::Action::OpenExport { volume, size, .. } => {
+                    self.exports.insert((id.clone(), volume), size.get());
+                    let nbd_uris = vec![format!("nbd://sim/{volume}")];
+                    self.export(id, node_api::Event::ExportOpened { volume, nbd_uris, device: None });
+                }
+                node_api::Action::ResizeExport { volume, size } => {
+                    self.exports.insert((id.clone(), volume), size.get());
+                    self.export(id, node_api::Event::ExportResized { volume, size });
+                }
+                node_api::Action::CloseExport { volume } => {
+                    self.exports.remove(&(id.clone(), volume));
+                    self.export(id, node_api::Event::ExportClosed { volume });
+                }
+                node_api::Action::SaveAttachments { attachments } => {
+                    self.nodes.get_mut(id).expect("known").cached = attachments;
+                    self.export(id, node_api::Event::AttachmentsSaved);
+                }
+            }
+        }
+    }
+
+    fn export(&mut self, node: &NodeId, event: node_api::Event) {
+        let delay = self.random.micros(100, 2_000);
+        let life = self.nodes[node].life;
+        self.schedule(delay, Happening::Export { node: node.clone(), life, event });
+    }
+
+    pub fn node_ids(&self) -> BTreeSet<NodeId> {
+        self.nodes.keys().cloned().collect()
+    }
+}
+
+fn apply(records: &mut BTreeMap<String, Record>, writes: &[Write]) {
+    for write in writes {
+        match write {
+            Write::Put(record) => drop(records.insert(record.key(), record.clone())),
+            Write::Delete(record) => drop(records.remove(&record.key())),
+        }
+    }
+}
