@@ -204,3 +204,35 @@ impl Completion {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+    use engine::api::IoToken;
+
+    use super::*;
+
+    #[test]
+    fn after_a_failed_fdatasync_nothing_is_called_durable_again() {
+        let path = std::env::temp_dir().join(format!("pliant-sync-{}", std::process::id()));
+        let options = PortableOptions { path, bytes: 1 << 20, threads: 2, direct: false };
+        let (sender, answers) = mpsc::channel();
+        let sink = Sink::new(move |completions| drop(sender.send(completions)));
+        let drive = Portable::open(&options, sink).expect("a drive");
+        let error = DriveError::Io("injected".to_owned());
+        drive.shared.lock_group().failed = Some(error.clone());
+        for round in 0..2 {
+            let (token, data) = (IoToken(round), vec![Bytes::from_static(&[0; 4096])]);
+            drive.submit(vec![Request::Write { token, offset: 0, data, durable: true }]);
+            let failed = Completion::Written { token, result: Err(error.clone()) };
+            assert_eq!(answers.recv().expect("an answer"), [failed]);
+            drive.submit(vec![Request::Flush { token }]);
+            let failed = Completion::Flushed { token, result: Err(error.clone()) };
+            assert_eq!(answers.recv().expect("an answer"), [failed]);
+        }
+        drop(drive);
+        std::fs::remove_file(&options.path).expect("ours");
+    }
+}

@@ -1,1 +1,389 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, Receiver},
+    },
+    time::{Duration, Instant},
+};
 
+use bytes::{Bytes, BytesMut};
+use engine::api::{DriveError, IoToken};
+
+use super::{elevator::Elevator, *};
+
+/// Generous: reached only when an answer never comes.
+const PATIENCE: Duration = Duration::from_secs(20);
+const DRIVE_BYTES: u64 = 64 << 20;
+
+/// Removed with its content when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pliant-drive-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn drive(&self) -> PathBuf {
+        self.0.join("drive")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).expect("ours");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Direct,
+    Buffered,
+    Emulated,
+}
+
+const KINDS: [Kind; 3] = [Kind::Direct, Kind::Buffered, Kind::Emulated];
+
+/// A driver and its answers.
+struct Rig {
+    driver: Box<dyn Driver>,
+    answers: Receiver<Vec<Completion>>,
+    early: BTreeMap<u64, Completion>,
+}
+
+impl Rig {
+    fn open(kind: Kind, path: &Path) -> Result<Self, OpenError> {
+        Self::open_sized(kind, path, DRIVE_BYTES)
+    }
+
+    fn open_sized(kind: Kind, path: &Path, bytes: u64) -> Result<Self, OpenError> {
+        let (sender, answers) = mpsc::channel();
+        // A receiver that is gone is a test that has ended.
+        let sink = Sink::new(move |completions| drop(sender.send(completions)));
+        let options = PortableOptions {
+            path: path.to_owned(),
+            bytes,
+            threads: 4,
+            direct: kind != Kind::Buffered,
+        };
+        let driver: Box<dyn Driver> = match kind {
+            Kind::Direct | Kind::Buffered => Box::new(Portable::open(&options, sink)?),
+            Kind::Emulated => {
+                Box::new(Emulated::open(fast(), sink, |sink| Portable::open(&options, sink))?)
+            }
+        };
+        Ok(Self { driver, answers, early: BTreeMap::new() })
+    }
+
+    fn answer(&mut self, token: u64) -> Completion {
+        while !self.early.contains_key(&token) {
+            for completion in self.answers.recv_timeout(PATIENCE).expect("an answer") {
+                let twice = self.early.insert(token_of(&completion), completion);
+                assert_eq!(twice, None, "answered twice");
+            }
+        }
+        self.early.remove(&token).expect("the loop has found it")
+    }
+
+    fn write(&mut self, token: u64, offset: u64, data: Vec<Bytes>, durable: bool) {
+        self.driver.submit(vec![write(token, offset, data, durable)]);
+        let done = Completion::Written { token: IoToken(token), result: Ok(()) };
+        assert_eq!(self.answer(token), done);
+    }
+
+    fn read(&mut self, token: u64, offset: u64, length: u32) -> Bytes {
+        self.driver.submit(vec![read(token, offset, length)]);
+        match self.answer(token) {
+            Completion::Read { result: Ok(data), .. } => data,
+            other => panic!("the read gave {other:?}"),
+        }
+    }
+}
+
+/// An emulation that does not make the contract's tests slow.
+fn fast() -> Profile {
+    Profile { seek: Duration::from_micros(100), ops_per_sec: 10_000, mib_per_sec: 4000 }
+}
+
+fn token_of(completion: &Completion) -> u64 {
+    match completion {
+        Completion::Read { token, .. }
+        | Completion::Written { token, .. }
+        | Completion::Flushed { token, .. } => token.0,
+    }
+}
+
+fn read(token: u64, offset: u64, length: u32) -> Request {
+    Request::Read { token: IoToken(token), offset, length }
+}
+
+fn write(token: u64, offset: u64, data: Vec<Bytes>, durable: bool) -> Request {
+    Request::Write { token: IoToken(token), offset, data, durable }
+}
+
+/// Bytes that differ from block to block, in memory that begins on no block boundary.
+fn pattern(seed: u8, length: usize) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(length + 1);
+    bytes.extend_from_slice(&[0]);
+    bytes.extend((0..length).map(|i| (i / 512 % 251) as u8 ^ seed));
+    bytes.freeze().slice(1..)
+}
+
+#[test]
+fn what_is_written_is_read_and_the_rest_is_zeros() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        let data = pattern(1, 8192);
+        rig.write(1, 4096, vec![data.clone()], false);
+        let back = rig.read(2, 0, 16384);
+        assert_eq!(back.len(), 16384, "{kind:?}");
+        assert_eq!(back.slice(4096..12288), data, "{kind:?}");
+        assert!(back[..4096].iter().chain(&back[12288..]).all(|&b| b == 0), "{kind:?}");
+        let end = rig.read(3, DRIVE_BYTES - 4096, 4096);
+        assert_eq!(end.len(), 4096, "{kind:?}");
+    }
+}
+
+#[test]
+fn segments_of_any_size_follow_each_other() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        // More segments than one system call takes, and more bytes than a bounce buffer holds.
+        let small: Vec<_> = (0..1024).map(|i| pattern(i as u8, 64 + 4 * (i % 2))).collect();
+        let used: usize = small.iter().map(Bytes::len).sum();
+        let mut data = small;
+        data.push(Bytes::new());
+        data.push(pattern(9, (3 << 20) - used));
+        let whole: Vec<u8> = data.iter().flatten().copied().collect();
+        rig.write(1, 1 << 20, data, true);
+        let back = rig.read(2, 1 << 20, 3 << 20);
+        assert!(back == whole, "{kind:?}: the content differs");
+    }
+}
+
+#[test]
+fn memory_from_a_read_is_written_back_as_it_is() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        let data = pattern(5, 65536);
+        rig.write(1, 0, vec![data.clone()], false);
+        let (first, second) = (rig.read(2, 0, 32768), rig.read(3, 32768, 32768));
+        rig.write(4, 1 << 20, vec![first, second], true);
+        assert_eq!(rig.read(5, 1 << 20, 65536), data, "{kind:?}");
+    }
+}
+
+#[test]
+fn every_request_of_a_large_batch_is_answered_once() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        let requests = |base: u64, make: fn(u64, u64) -> Request| {
+            (0..500).map(move |i| make(base + i, i * 37 % 500 * 8192)).collect::<Vec<_>>()
+        };
+        rig.driver.submit(requests(0, |token, offset| {
+            write(token, offset, vec![pattern(token as u8, 4096)], token % 3 == 0)
+        }));
+        rig.driver.submit((500..600).map(|t| Request::Flush { token: IoToken(t) }).collect());
+        for token in 0..500 {
+            let done = Completion::Written { token: IoToken(token), result: Ok(()) };
+            assert_eq!(rig.answer(token), done, "{kind:?}");
+        }
+        for token in 500..600 {
+            let done = Completion::Flushed { token: IoToken(token), result: Ok(()) };
+            assert_eq!(rig.answer(token), done, "{kind:?}");
+        }
+        rig.driver.submit(requests(1000, |token, offset| read(token, offset, 4096)));
+        for token in 1000..1500 {
+            let Completion::Read { result: Ok(data), .. } = rig.answer(token) else {
+                panic!("{kind:?}: {token} failed")
+            };
+            assert_eq!(data, pattern((token - 1000) as u8, 4096), "{kind:?}");
+        }
+        assert!(rig.early.is_empty() && rig.answers.try_recv().is_err(), "{kind:?}");
+    }
+}
+
+#[test]
+fn dropping_a_driver_answers_what_is_under_way() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        let batch = (0..64).map(|t| write(t, t * 4096, vec![pattern(1, 4096)], true)).collect();
+        rig.driver.submit(batch);
+        drop(rig.driver);
+        let answered: usize = rig.answers.iter().map(|completions| completions.len()).sum();
+        assert_eq!(answered, 64, "{kind:?}");
+    }
+}
+
+#[test]
+fn a_drive_keeps_its_content_and_is_refused_to_a_second_user() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        rig.write(1, 8192, vec![pattern(3, 4096)], true);
+        let refused = Rig::open(kind, &folder.drive()).err();
+        assert!(matches!(refused, Some(OpenError::InUse { .. })), "{kind:?}: {refused:?}");
+        drop(rig);
+        let mut rig = Rig::open(kind, &folder.drive()).expect("the first user is gone");
+        assert_eq!(rig.read(1, 8192, 4096), pattern(3, 4096), "{kind:?}");
+    }
+}
+
+#[test]
+fn a_new_drive_is_sparse_and_an_old_one_must_have_its_size() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = Folder::new();
+    drop(Rig::open_sized(Kind::Direct, &folder.drive(), 1 << 40).expect("a drive"));
+    let metadata = fs::metadata(folder.drive()).expect("it was made");
+    assert_eq!(metadata.len(), 1 << 40);
+    assert!(metadata.blocks() * 512 < 1 << 20, "{} blocks", metadata.blocks());
+    for wanted in [1 << 39, 1 << 41] {
+        let refused = Rig::open_sized(Kind::Direct, &folder.drive(), wanted).err();
+        assert!(matches!(refused, Some(OpenError::Size { .. })), "{refused:?}");
+    }
+    let missing = Rig::open(Kind::Direct, &folder.0.join("no/drive")).err();
+    assert!(matches!(missing, Some(OpenError::Io { .. })), "{missing:?}");
+}
+
+#[test]
+fn a_failed_read_is_reported_and_the_drive_goes_on() {
+    for kind in KINDS {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        let file = fs::File::options().write(true).open(folder.drive()).expect("the drive");
+        file.set_len(1 << 20).expect("cut off");
+        rig.driver.submit(vec![read(1, (1 << 20) - 4096, 8192)]);
+        let Completion::Read { result: Err(DriveError::Io(reason)), .. } = rig.answer(1) else {
+            panic!("{kind:?}: bytes that do not exist were read")
+        };
+        assert!(!reason.is_empty());
+        assert_eq!(rig.read(2, 0, 4096).len(), 4096, "{kind:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "too far")]
+fn a_request_beyond_the_drive_is_our_bug() {
+    let folder = Folder::new();
+    let rig = Rig::open(Kind::Direct, &folder.drive()).expect("a drive");
+    rig.driver.submit(vec![read(1, DRIVE_BYTES - 4096, 8192)]);
+}
+
+#[test]
+#[should_panic(expected = "no blocks")]
+fn a_request_of_part_of_a_block_is_our_bug() {
+    let folder = Folder::new();
+    let rig = Rig::open(Kind::Buffered, &folder.drive()).expect("a drive");
+    rig.driver.submit(vec![write(1, 4096, vec![pattern(1, 100)], true)]);
+}
+
+#[test]
+fn an_emulated_seek_takes_its_time_and_a_sequential_run_takes_none() {
+    let folder = Folder::new();
+    let options =
+        PortableOptions { path: folder.drive(), bytes: DRIVE_BYTES, threads: 2, direct: true };
+    let (sender, answers) = mpsc::channel();
+    let sink = Sink::new(move |completions| drop(sender.send(completions)));
+    let seek = Duration::from_millis(20);
+    let profile = Profile { seek, ops_per_sec: 10_000, mib_per_sec: 100_000 };
+    let driver =
+        Emulated::open(profile, sink, |sink| Portable::open(&options, sink)).expect("a drive");
+    assert!(driver.description().contains("EMULATED"), "{}", driver.description());
+    let take = |count: usize| {
+        let mut seen = 0;
+        while seen < count {
+            seen += answers.recv_timeout(PATIENCE).expect("an answer").len();
+        }
+    };
+    let begin = Instant::now();
+    driver.submit((1..=5).map(|i| read(i, i * (8 << 20), 4096)).collect());
+    take(5);
+    assert!(begin.elapsed() >= 5 * seek, "{:?}", begin.elapsed());
+    // 100 seeks would take two seconds.
+    let begin = Instant::now();
+    driver.submit((0..100).map(|i| read(i, (40 << 20) + 4096 * (i + 1), 4096)).collect());
+    take(100);
+    assert!(begin.elapsed() < 100 * seek, "{:?}", begin.elapsed());
+}
+
+mod elevator_order {
+    use super::*;
+
+    fn elevator() -> Elevator {
+        Elevator::new(Profile {
+            seek: Duration::from_millis(8),
+            ops_per_sec: 100,
+            mib_per_sec: 100,
+        })
+    }
+
+    fn next(elevator: &mut Elevator, now: Instant) -> Option<(u64, Duration)> {
+        elevator.pop(now).map(|(request, cost)| (request.extent().expect("no flush").0, cost))
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn serves_upwards_from_the_head_then_from_the_lowest() {
+        let mut elevator = elevator();
+        let now = Instant::now();
+        for (token, offset) in [30, 10, 20, 10].into_iter().enumerate() {
+            elevator.push(now, read(token as u64, offset * MIB, 4096));
+        }
+        assert_eq!(next(&mut elevator, now).map(|n| n.0), Some(10 * MIB));
+        elevator.push(now, read(9, 15 * MIB, 4096));
+        let order: Vec<_> = std::iter::from_fn(|| next(&mut elevator, now)).collect();
+        let offsets: Vec<_> = order.iter().map(|(offset, _)| offset / MIB).collect();
+        assert_eq!(offsets, [15, 20, 30, 10]);
+    }
+
+    #[test]
+    fn a_seek_costs_the_larger_of_seek_and_rate_and_bytes_cost_their_transfer() {
+        let mut elevator = elevator();
+        let now = Instant::now();
+        let mut cost = |offset: u64, bytes: u32| {
+            elevator.push(now, read(0, offset, bytes));
+            next(&mut elevator, now).expect("it was pushed").1
+        };
+        let (seek, per_mib) = (Duration::from_millis(10), Duration::from_millis(10));
+        assert_eq!(cost(0, 1 << 20), per_mib, "where the head is");
+        assert_eq!(cost(2 * MIB, 1 << 20), per_mib, "1 MiB ahead is near");
+        assert_eq!(cost(4 * MIB + 4096, 1 << 20), seek + per_mib, "further is a seek");
+        assert_eq!(cost(0, 1 << 20), seek + per_mib, "backwards is a seek");
+    }
+
+    #[test]
+    fn a_request_that_waited_long_goes_next() {
+        let mut elevator = elevator();
+        let now = Instant::now();
+        elevator.push(now, read(0, 50 * MIB, 4096));
+        assert_eq!(next(&mut elevator, now).map(|n| n.0), Some(50 * MIB));
+        elevator.push(now, read(1, 0, 4096));
+        let mut ahead = 51;
+        let mut later = now;
+        // A stream that always lies just ahead cannot keep the other waiting for ever.
+        loop {
+            elevator.push(later, read(2, ahead * MIB, 4096));
+            let (offset, _) = next(&mut elevator, later).expect("two wait");
+            if offset == 0 {
+                break;
+            }
+            ahead += 1;
+            later += Duration::from_millis(20);
+            assert!(later.duration_since(now) < Duration::from_secs(1), "it starves");
+        }
+        assert!(later.duration_since(now) >= Duration::from_millis(250));
+    }
+}
