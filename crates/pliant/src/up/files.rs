@@ -60,7 +60,7 @@ struct ServerFile<'a> {
     zone: String,
     manager: String,
     listen: String,
-    drives: Vec<DriveTable>,
+    drive: Vec<DriveTable>,
 }
 
 #[derive(Serialize)]
@@ -68,10 +68,11 @@ struct DriveTable {
     name: &'static str,
     media: &'static str,
     path: PathBuf,
+    size_gib: u32,
     capacity_gib: u32,
+    journal_mib: u32,
     iops: u32,
     throughput_mib: u32,
-    journal_mib: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     emulation: Option<Emulation>,
 }
@@ -131,10 +132,12 @@ fn server_file<'a>(
         name,
         media: name,
         path: drives.join(name),
+        // The file is thin, so the room for the engine's own tables costs nothing.
+        size_gib: drive.gib + drive.gib / 20 + 2,
         capacity_gib: drive.gib,
+        journal_mib: drive.journal_mib,
         iops: drive.iops,
         throughput_mib: drive.throughput_mib,
-        journal_mib: drive.journal_mib,
         emulation,
     };
     Ok(ServerFile {
@@ -143,7 +146,7 @@ fn server_file<'a>(
         zone: settings.zone_name(&server.zone),
         manager: loopback(settings.control_port),
         listen: loopback(server.port),
-        drives: vec![
+        drive: vec![
             table("ssd", &settings.ssd, None),
             table("hdd", &settings.hdd, Some(settings.hdd_emulation)),
         ],

@@ -11,6 +11,7 @@ use crate::clock::random;
 
 const ZONES_MAX: usize = 26;
 const SERVERS_PER_ZONE_MAX: u32 = 32;
+const DRIVE_GIB_MAX: u32 = 64 << 10;
 const REMIRROR_DELAY_SECS_MAX: f64 = 86_400.0;
 
 /// Sizes and rates of the drives of each server.
@@ -36,7 +37,7 @@ pub struct DriveArgs {
     hdd_throughput: Option<u32>,
     /// Seek time that HDD drives emulate, in milliseconds [default: 4]
     #[arg(long, value_name = "MS")]
-    hdd_seek_ms: Option<u32>,
+    hdd_seek_ms: Option<f64>,
     /// Operations per second that HDD drives emulate [default: 200]
     #[arg(long, value_name = "OPS")]
     hdd_ops_per_sec: Option<u32>,
@@ -76,10 +77,10 @@ pub struct Drive {
     pub journal_mib: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Emulation {
-    pub seek_ms: u32,
+    pub seek_ms: f64,
     pub ops_per_sec: u32,
     pub mib_per_sec: u32,
 }
@@ -134,7 +135,7 @@ impl Settings {
             control_port: 0,
             ssd: Drive { gib: 100, iops: 20_000, throughput_mib: 1_000, journal_mib: 64 },
             hdd: Drive { gib: 500, iops: 1_000, throughput_mib: 160, journal_mib: 32 },
-            hdd_emulation: Emulation { seek_ms: 4, ops_per_sec: 200, mib_per_sec: 160 },
+            hdd_emulation: Emulation { seek_ms: 4.0, ops_per_sec: 200, mib_per_sec: 160 },
             servers: BTreeMap::new(),
             nodes: BTreeMap::new(),
         })
@@ -174,9 +175,11 @@ impl Settings {
         set(&mut self.hdd_emulation.ops_per_sec, args.hdd_ops_per_sec);
         set(&mut self.hdd_emulation.mib_per_sec, args.hdd_mib_per_sec);
         for drive in [self.ssd, self.hdd] {
-            ensure!(drive.gib > 0, "a drive of 0 GiB holds nothing; give at least 1");
+            let legal = (1..=DRIVE_GIB_MAX).contains(&drive.gib);
+            ensure!(legal, "a drive of {} GiB: give 1 to {DRIVE_GIB_MAX}", drive.gib);
         }
         let emulated = self.hdd_emulation;
+        ensure!(emulated.seek_ms >= 0.0, "--hdd-seek-ms {}: give 0 or more", emulated.seek_ms);
         ensure!(
             emulated.ops_per_sec > 0 && emulated.mib_per_sec > 0,
             "an emulated drive needs at least 1 operation and 1 MiB per second"
