@@ -21,7 +21,7 @@ use crate::api::ApiError;
 
 /// Not a type of Amazon's: clients that look limits up by type take their defaults.
 const INSTANCE_TYPE: &str = "pliant.node";
-const FILTERS: [&str; 18] = [
+const FILTERS: [&str; 19] = [
     "availability-zone",
     "availability-zone-id",
     "block-device-mapping.attach-time",
@@ -35,6 +35,7 @@ const FILTERS: [&str; 18] = [
     "instance-type",
     "launch-time",
     "owner-id",
+    "placement.availability-zone",
     "private-dns-name",
     "reservation-id",
     "tag:",
@@ -111,7 +112,7 @@ impl Shown {
             return instance.tags.get(key).cloned().into_iter().collect();
         }
         match filter {
-            "availability-zone" => vec![instance.zone.to_string()],
+            "availability-zone" | "placement.availability-zone" => vec![instance.zone.to_string()],
             "availability-zone-id" => {
                 zones.id(&instance.zone).map(str::to_owned).into_iter().collect()
             }
