@@ -184,7 +184,6 @@ impl Session {
 
     pub fn link_down(&mut self, cx: &mut Context<'_>) {
         self.path = Path::Down;
-        self.forget_sent();
         self.listen(cx);
     }
 
