@@ -157,12 +157,12 @@ impl<D: Driver> Shared<D> {
         }
     }
 
-    /// Waits for the drive below and for `until`.
+    /// Waits for the drive below and, unless the driver is being dropped, for `until`.
     fn await_completion(&self, until: Instant) -> Completion {
         let mut state = self.desk.lock();
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
+            if !left.is_zero() && !state.closed {
                 let waited = self.desk.changed.wait_timeout(state, left);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             } else if let Some(completion) = state.completion.take() {

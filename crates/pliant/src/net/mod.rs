@@ -133,6 +133,8 @@ pub enum Fault {
     Cluster(String),
     #[error("no hello within {HANDSHAKE_LIMIT:?}")]
     HandshakeTimeout,
+    #[error("did not take its last bytes within {HANDSHAKE_LIMIT:?}")]
+    LingerTimeout,
     #[error("{0} bytes are queued for a peer that does not read")]
     OutputOverflow(usize),
 }
@@ -150,7 +152,7 @@ const OUTPUT_BYTES_MAX: usize = 256 << 20;
 /// A raw connection whose owner left more input than this is not read from: the largest NBD
 /// write and its header fit.
 const RAW_INPUT_BYTES_MAX: usize = 33 << 20;
-/// From accept or dial to the end of the hello exchange.
+/// From accept or dial to the end of the hello exchange; also from close to the last byte's leave.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 const REDIAL_MIN: Duration = Duration::from_millis(10);
 const REDIAL_MAX: Duration = Duration::from_millis(500);

@@ -438,16 +438,20 @@ impl<P> Reactor<P> {
                 Timer::Redial(name) => self.dial(&name),
                 Timer::Accept(id) => self.accept(id, events),
                 Timer::Handshake(id) => {
-                    if self.unfinished(id) {
-                        self.fail(id, &Fault::HandshakeTimeout, events);
+                    if let Some(fault) = self.overdue(id) {
+                        self.fail(id, &fault, events);
                     }
                 }
             }
         }
     }
 
-    fn unfinished(&self, id: u64) -> bool {
-        let Some(conn) = self.conns.get(&id) else { return false };
+    /// What a connection has not done in its time.
+    fn overdue(&self, id: u64) -> Option<Fault> {
+        let conn = self.conns.get(&id)?;
+        if conn.closing {
+            return Some(Fault::LingerTimeout);
+        }
         let greeted = match &conn.kind {
             Kind::Inbound { greeted } => *greeted,
             Kind::Dialed { link, .. } => {
@@ -455,7 +459,7 @@ impl<P> Reactor<P> {
             }
             Kind::Raw { .. } => true,
         };
-        conn.closing || !greeted
+        (!greeted).then_some(Fault::HandshakeTimeout)
     }
 
     fn take_socket(&mut self) -> u64 {
