@@ -31,3 +31,6 @@ mod sigv4;
 pub mod state;
 pub mod tags;
 mod sts;
+
+#[cfg(test)]
+mod tests;

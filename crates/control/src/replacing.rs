@@ -53,8 +53,18 @@ pub fn note_existence(case: &Case<'_>) -> Option<Decision> {
         placed.created = true;
     }
     let mut decision = Decision::of(vec![case.put_group(group)]);
-    decision.writes.extend(case.step(if gone.is_empty() { "create" } else { "free" }));
+    decision.writes.extend(step_of(case, !gone.is_empty()).and_then(|s| case.step(s)));
     Some(decision)
+}
+
+/// What replicas that came or went mean for the modification: nothing when it is further on.
+fn step_of(case: &Case<'_>, freed: bool) -> Option<&'static str> {
+    let step = case.modification?.step.as_str();
+    if freed {
+        let filling = case.config().learners().next().is_some();
+        return (!filling).then_some("free");
+    }
+    matches!(step, "reserve" | "configure").then_some("create")
 }
 
 /// Neither desired nor a member.

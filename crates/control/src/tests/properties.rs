@@ -1,0 +1,1 @@
+//! Ledger and placement over random fleets.
