@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     path::Path,
 };
@@ -108,12 +108,12 @@ impl<P> Reactor<P> {
         Ok(())
     }
 
-    /// Accepts data connections. Returns the address that the kernel gave.
-    pub fn listen_data(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
-        let tcp = mio::net::TcpListener::bind(address)?;
-        let bound = tcp.local_addr()?;
-        self.listen(Listener::Tcp(tcp), Purpose::Data)?;
-        Ok(bound)
+    /// Accepts data connections. The caller binds, so that it knows early whether it may, and its
+    /// address; until then callers wait in the kernel's queue.
+    pub fn listen_data(&mut self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = Listener::Tcp(mio::net::TcpListener::from_std(listener));
+        self.listen(listener, Purpose::Data).map(drop)
     }
 
     /// Accepts raw connections. Returns where (the port that the kernel chose, if it did).

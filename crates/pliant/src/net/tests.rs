@@ -40,6 +40,13 @@ impl Side {
         Self { reactor, events: Vec::new() }
     }
 
+    fn listen(&mut self, address: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind(address).expect("a free port");
+        let bound = listener.local_addr().expect("bound");
+        self.reactor.listen_data(listener).expect("a listener");
+        bound
+    }
+
     /// One turn that does not wait.
     fn poll(&mut self) {
         let now = self.reactor.now();
@@ -181,7 +188,7 @@ impl Client {
 #[test]
 fn messages_survive_any_cut_of_the_stream() {
     let mut side = Side::new();
-    let address = side.reactor.listen_data(ANY).expect("a port");
+    let address = side.listen(ANY);
     let mut bytes = wire(DataMessage::Hello(hello("c"))).to_vec();
     let write = DataMessage::Change {
         group: GroupId::from_raw(1),
@@ -216,7 +223,7 @@ fn messages_survive_any_cut_of_the_stream() {
 #[test]
 fn a_malformed_frame_closes_its_connection_and_no_other() {
     let mut side = Side::new();
-    let address = side.reactor.listen_data(ANY).expect("a port");
+    let address = side.listen(ANY);
     let mut good = Client::greeted(address);
     let good_conn = side.opened();
     let unknown_kind = frame::Frame {
@@ -245,7 +252,7 @@ fn a_malformed_frame_closes_its_connection_and_no_other() {
 #[test]
 fn a_stranger_is_closed_without_an_event() {
     let mut side = Side::new();
-    let address = side.reactor.listen_data(ANY).expect("a port");
+    let address = side.listen(ANY);
     let strangers = [
         wire(DataMessage::Hello(hello("another"))),
         wire(read_request(1)),
@@ -267,7 +274,7 @@ fn a_stranger_is_closed_without_an_event() {
 #[test]
 fn a_silent_stranger_is_closed_in_time() {
     let mut side = Side::new();
-    let address = side.reactor.listen_data(ANY).expect("a port");
+    let address = side.listen(ANY);
     let mut silent = Client::connect(address);
     let deadline = side.reactor.now() + HANDSHAKE_LIMIT + Duration::from_millis(500);
     while side.reactor.now() < deadline {
@@ -291,7 +298,7 @@ fn a_link_is_dialed_until_it_is_up_and_again_when_it_falls() {
     assert!(dialer.events.is_empty(), "{:?}", dialer.events);
     for round in 0..3_u64 {
         let mut listener = Side::new();
-        listener.reactor.listen_data(address).expect("the port is free again");
+        listener.listen(address);
         until_linked(&mut dialer, &mut listener, &server());
         dialer.reactor.send_link(&server(), read_request(round));
         dialer.poll();
@@ -314,8 +321,8 @@ fn a_link_is_dialed_until_it_is_up_and_again_when_it_falls() {
 #[test]
 fn a_link_moves_to_a_new_address_and_ends_on_request() {
     let (mut old, mut new, mut dialer) = (Side::new(), Side::new(), Side::new());
-    let old_address = old.reactor.listen_data(ANY).expect("a port");
-    let new_address = new.reactor.listen_data(ANY).expect("a port");
+    let old_address = old.listen(ANY);
+    let new_address = new.listen(ANY);
     dialer.reactor.connect(server(), old_address);
     until_linked(&mut dialer, &mut old, &server());
     dialer.reactor.connect(server(), old_address);
@@ -333,7 +340,7 @@ fn a_link_moves_to_a_new_address_and_ends_on_request() {
 #[test]
 fn a_server_of_another_cluster_is_never_linked() {
     let (mut other, mut dialer) = (Side::of_cluster("other"), Side::new());
-    let address = other.reactor.listen_data(ANY).expect("a port");
+    let address = other.listen(ANY);
     dialer.reactor.connect(server(), address);
     let deadline = dialer.reactor.now() + Duration::from_millis(100);
     while dialer.reactor.now() < deadline {
@@ -372,7 +379,7 @@ fn the_managers_link_carries_control_messages_both_ways() {
 fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing() {
     const REQUESTS: u64 = 200;
     let mut side = Side::new();
-    let address = side.reactor.listen_data(ANY).expect("a port");
+    let address = side.listen(ANY);
     let mut client = Client::greeted(address);
     let conn = side.opened();
     side.poll();
@@ -432,7 +439,7 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing() {
 #[test]
 fn a_queue_beyond_its_bound_ends_the_link_instead_of_growing() {
     let (mut stuck, mut dialer) = (Side::new(), Side::new());
-    let address = stuck.reactor.listen_data(ANY).expect("a port");
+    let address = stuck.listen(ANY);
     dialer.reactor.connect(server(), address);
     until_linked(&mut dialer, &mut stuck, &server());
     let data = Bytes::from(vec![7; 4 << 20]);
