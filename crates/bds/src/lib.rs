@@ -6,3 +6,20 @@
 //! The protocol is `docs/replication.md`.
 
 pub mod api;
+mod drive;
+mod filled;
+mod image;
+mod learner;
+mod lock;
+mod mirror;
+mod primary;
+mod rate;
+mod replica;
+mod server;
+mod session;
+mod source;
+#[cfg(test)]
+mod tests;
+mod turn;
+
+pub use server::Server;

@@ -1,0 +1,362 @@
+//! The path of a guest's request: check, throttle, lock, carry out, answer.
+
+use bytes::Bytes;
+use engine::api::{OpError, Outcome, Request};
+use format::data::{Change, DataMessage, RequestId, Status};
+use model::{
+    epoch::{AttachGeneration, Epoch},
+    limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX},
+    units::BLOCK,
+};
+
+use crate::{
+    api::ConnId,
+    image::checksums_match,
+    lock::{LockId, Mode, Range},
+    rate::Cost,
+    session::{Opening, Standing},
+    turn::{Op, Turn},
+};
+
+use super::{Barrier, Owner, Phase, Primary};
+
+/// Requests that wait for the throttle; a node manager has fewer in flight, but those of a
+/// session that was replaced may still be here.
+const QUEUE_MAX: usize = 2 * IN_FLIGHT_REQUESTS_MAX;
+
+#[derive(Debug)]
+pub struct Guest {
+    conn: ConnId,
+    epoch: Epoch,
+    id: RequestId,
+    work: Work,
+    range: Range,
+    /// Of data; counted while it runs.
+    bytes: u64,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Work {
+    Read,
+    Allocated,
+    /// Taken by the change in flight when it starts.
+    Change(Option<Change>),
+}
+
+impl Work {
+    /// Data that it moves.
+    fn bytes(&self, range: Range) -> u64 {
+        match self {
+            Self::Read | Self::Change(Some(Change::Write { .. })) => range.length(),
+            Self::Allocated | Self::Change(_) => 0,
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        if matches!(self, Self::Change(_)) { Mode::Exclusive } else { Mode::Shared }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// In the throttle's queue.
+    Queued,
+    /// For what it overlaps.
+    Waiting(LockId),
+    Running(LockId),
+}
+
+/// How a request ended.
+#[derive(Debug)]
+struct Answer {
+    status: Status,
+    crcs: Vec<u32>,
+    data: Bytes,
+}
+
+impl Answer {
+    fn bare(status: Status) -> Self {
+        Self { status, crcs: Vec::new(), data: Bytes::new() }
+    }
+}
+
+impl Primary {
+    /// A message of a node manager.
+    pub fn guest(&mut self, turn: &mut Turn<'_>, conn: ConnId, message: DataMessage) {
+        match message {
+            DataMessage::OpenSession { epoch, attach, id, .. } => {
+                self.open_session(turn, Barrier { conn, epoch, id }, attach);
+            }
+            DataMessage::Read { epoch, id, offset, length, .. } => {
+                self.ask(turn, (conn, epoch, id), (offset, length), Work::Read);
+            }
+            DataMessage::QueryAllocated { epoch, id, offset, length, .. } => {
+                self.ask(turn, (conn, epoch, id), (offset, length), Work::Allocated);
+            }
+            DataMessage::Change { epoch, id, offset, change, .. } => {
+                let range = (offset, change.length());
+                self.ask(turn, (conn, epoch, id), range, Work::Change(Some(change)));
+            }
+            _ => return,
+        }
+        self.go_on(turn);
+    }
+
+    fn open_session(&mut self, turn: &mut Turn<'_>, asked: Barrier, attach: AttachGeneration) {
+        let Barrier { conn, epoch, id } = asked;
+        let wanted = self.config.attach_generation;
+        let status = match self.phase {
+            Phase::Deposed => Status::Moved,
+            _ if attach < wanted => Status::Fenced,
+            _ if attach > wanted || epoch > self.config.epoch => Status::NotReady,
+            _ => match self.sessions.open(id.session, attach, conn) {
+                Opening::Ignore => return,
+                Opening::Refuse(status) => status,
+                Opening::Superseded(before) => {
+                    if let Some(before) = before {
+                        self.drop_session(turn, before);
+                    }
+                    self.barrier = Some(asked);
+                    return;
+                }
+                Opening::Current => match &mut self.barrier {
+                    Some(barrier) => {
+                        *barrier = asked;
+                        return;
+                    }
+                    None => Status::Ok,
+                },
+            },
+        };
+        self.reply(turn, (conn, epoch, id), Answer::bare(status));
+    }
+
+    /// A session is open when everything older has left.
+    pub(super) fn settle_barrier(&mut self, turn: &mut Turn<'_>) {
+        if self.barrier.is_some() && self.flights.is_empty() && self.running == 0 {
+            let Barrier { conn, epoch, id } = self.barrier.take().expect("looked at above");
+            self.reply(turn, (conn, epoch, id), Answer::bare(Status::Ok));
+        }
+    }
+
+    /// Refuses what an ended session has not begun.
+    pub(super) fn drop_session(&mut self, turn: &mut Turn<'_>, session: u64) {
+        if self.barrier.is_some_and(|b| b.id.session == session) {
+            let Barrier { conn, epoch, id } = self.barrier.take().expect("looked at above");
+            self.reply(turn, (conn, epoch, id), Answer::bare(Status::Fenced));
+        }
+        let of_session = |guest: &&Guest| guest.id.session == session;
+        let not_begun: Vec<u64> = self
+            .guests
+            .iter()
+            .filter(|(_, guest)| of_session(guest) && !matches!(guest.stage, Stage::Running(_)))
+            .map(|(&ticket, _)| ticket)
+            .collect();
+        for ticket in not_begun {
+            self.queue.retain(|&queued| queued != ticket);
+            self.finish(turn, ticket, Answer::bare(Status::Fenced));
+        }
+    }
+
+    /// Whoever waits is told to look elsewhere. Reads under way end unheard; changes in flight
+    /// stay in flight.
+    pub(super) fn send_guests_away(&mut self, turn: &mut Turn<'_>) {
+        if let Some(Barrier { conn, epoch, id }) = self.barrier.take() {
+            self.reply(turn, (conn, epoch, id), Answer::bare(Status::Moved));
+            self.sessions.forget();
+        }
+        self.queue.clear();
+        self.throttled_until = None;
+        let tickets: Vec<u64> = self.guests.keys().copied().collect();
+        for ticket in tickets {
+            let Some(guest) = self.guests.get(&ticket) else { continue };
+            let of_change = matches!(guest.work, Work::Change(_));
+            if matches!(guest.stage, Stage::Running(_)) && of_change {
+                let guest = self.guests.remove(&ticket).expect("listed above");
+                self.forget_running(&guest);
+                self.orphan_flight(ticket);
+                self.sessions.ended(guest.id, false);
+                let to = (guest.conn, guest.epoch, guest.id);
+                self.reply(turn, to, Answer::bare(Status::Moved));
+            } else {
+                self.finish(turn, ticket, Answer::bare(Status::Moved));
+            }
+        }
+    }
+
+    fn ask(
+        &mut self,
+        turn: &mut Turn<'_>,
+        from: (ConnId, Epoch, RequestId),
+        (offset, length): (u64, u32),
+        work: Work,
+    ) {
+        let (conn, epoch, id) = from;
+        let refuse = |status| Answer::bare(status);
+        if self.phase == Phase::Deposed {
+            return self.reply(turn, from, refuse(Status::Moved));
+        }
+        if epoch > self.config.epoch {
+            return self.reply(turn, from, refuse(Status::NotReady));
+        }
+        match self.sessions.classify(id, conn) {
+            Standing::New => {}
+            Standing::Ignore => return,
+            Standing::Refuse(status) => return self.reply(turn, from, refuse(status)),
+            Standing::Acknowledged => return self.reply(turn, from, refuse(Status::Ok)),
+            Standing::Repeated(ticket) => {
+                let guest = self.guests.get_mut(&ticket).expect("live requests have a guest");
+                (guest.conn, guest.epoch) = (conn, epoch);
+                return;
+            }
+        }
+        let Some(range) = self.checked(offset, length) else {
+            return self.reply(turn, from, refuse(Status::OutOfRange));
+        };
+        if let Work::Change(Some(Change::Write { crcs, data })) = &work
+            && !checksums_match(crcs, data)
+        {
+            return self.reply(turn, from, refuse(Status::BadChecksum));
+        }
+        if self.queue.len() >= QUEUE_MAX {
+            return self.reply(turn, from, refuse(Status::NotReady));
+        }
+        self.ticket_last += 1;
+        let ticket = self.ticket_last;
+        self.sessions.began(id, ticket);
+        let (bytes, stage) = (work.bytes(range), Stage::Queued);
+        self.guests.insert(ticket, Guest { conn, epoch, id, work, range, bytes, stage });
+        self.queue.push_back(ticket);
+    }
+
+    /// The range, if it is whole blocks within the volume.
+    fn checked(&self, offset: u64, length: u32) -> Option<Range> {
+        let length = u64::from(length);
+        let end = offset.checked_add(length)?;
+        let whole = offset.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK) && length > 0;
+        (whole && end <= self.config.size.get()).then(|| Range::new(offset, length))
+    }
+
+    /// Takes requests off the queue as fast as the volume's rate and the limits allow.
+    pub(super) fn take_up(&mut self, turn: &mut Turn<'_>) {
+        self.throttled_until = None;
+        while self.phase == Phase::Serving
+            && self.barrier.is_none()
+            && let Some(&ticket) = self.queue.front()
+        {
+            let guest = self.guests.get(&ticket).expect("queued requests have a guest");
+            let bytes = guest.bytes;
+            let room = self.running < IN_FLIGHT_REQUESTS_MAX
+                && (self.running == 0 || self.running_bytes + bytes <= IN_FLIGHT_BYTES_MAX);
+            if !room {
+                return;
+            }
+            let cost = match u32::try_from(bytes) {
+                Ok(bytes) if bytes > 0 => Cost::transfer(self.config.media, bytes),
+                _ => Cost::operation(),
+            };
+            if !self.throttle.admit(cost, turn.now) {
+                self.throttled_until = Some(self.throttle.ready_at(cost));
+                return;
+            }
+            self.queue.pop_front();
+            self.running += 1;
+            self.running_bytes += bytes;
+            self.lock(turn, ticket);
+        }
+    }
+
+    fn lock(&mut self, turn: &mut Turn<'_>, ticket: u64) {
+        let guest = self.guests.get_mut(&ticket).expect("taken up just now");
+        let (lock, granted) = self.locks.take(guest.range, guest.work.mode());
+        guest.stage = Stage::Waiting(lock);
+        self.owners.insert(lock, Owner::Guest(ticket));
+        if granted {
+            self.start(turn, ticket);
+        }
+    }
+
+    /// The range is free: carry the request out.
+    pub(super) fn start(&mut self, turn: &mut Turn<'_>, ticket: u64) {
+        let guest = self.guests.get_mut(&ticket).expect("waiting requests have a guest");
+        let Stage::Waiting(lock) = guest.stage else { unreachable!("a lock is granted once") };
+        guest.stage = Stage::Running(lock);
+        let (replica, range) = (self.id, guest.range);
+        let (offset, length) = (range.start, range.length());
+        let request = match &mut guest.work {
+            Work::Change(change) => {
+                let change = change.take().expect("a change starts once");
+                return self.order(turn, (ticket, lock), range, change);
+            }
+            Work::Read => {
+                let length = u32::try_from(length).expect("it came as u32");
+                Request::Read { replica, offset, length }
+            }
+            Work::Allocated => Request::Allocated { replica, offset, length },
+        };
+        turn.request(Op::Guest(ticket), request);
+    }
+
+    /// The engine has read.
+    pub fn guest_done(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ticket: u64,
+        outcome: Result<Outcome, OpError>,
+    ) {
+        let answer = match outcome {
+            Ok(Outcome::Read { crcs, data }) => Answer { status: Status::Ok, crcs, data },
+            Ok(Outcome::Allocated { bitmap }) => {
+                Answer { status: Status::Ok, crcs: Vec::new(), data: bitmap }
+            }
+            Ok(_) => unreachable!("the engine answers what was asked"),
+            Err(error) => Answer::bare(status_of(&error)),
+        };
+        if self.guests.contains_key(&ticket) {
+            self.finish(turn, ticket, answer);
+        }
+        self.go_on(turn);
+    }
+
+    /// A change is durable wherever it must be.
+    pub(super) fn change_done(&mut self, turn: &mut Turn<'_>, ticket: u64) {
+        self.finish(turn, ticket, Answer::bare(Status::Ok));
+    }
+
+    /// Answers a request and gives up what it held.
+    fn finish(&mut self, turn: &mut Turn<'_>, ticket: u64, answer: Answer) {
+        let guest = self.guests.remove(&ticket).expect("answered once");
+        let is_change = matches!(guest.work, Work::Change(_));
+        self.sessions.ended(guest.id, is_change && answer.status == Status::Ok);
+        self.reply(turn, (guest.conn, guest.epoch, guest.id), answer);
+        self.forget_running(&guest);
+        if let Stage::Waiting(lock) | Stage::Running(lock) = guest.stage {
+            self.release(lock);
+        }
+    }
+
+    fn forget_running(&mut self, guest: &Guest) {
+        if guest.stage != Stage::Queued {
+            self.running -= 1;
+            self.running_bytes -= guest.bytes;
+        }
+    }
+
+    fn reply(&self, turn: &mut Turn<'_>, to: (ConnId, Epoch, RequestId), answer: Answer) {
+        let (conn, epoch, id) = to;
+        let Answer { status, crcs, data } = answer;
+        let group = self.config.group;
+        turn.reply(conn, DataMessage::Reply { group, epoch, id, status, crcs, data });
+    }
+}
+
+/// What a failed request means to the node manager.
+fn status_of(error: &OpError) -> Status {
+    match error {
+        OpError::OutOfRange => Status::OutOfRange,
+        OpError::BadBlock { .. } => Status::BadBlock,
+        OpError::BadChecksum => Status::BadChecksum,
+        OpError::UnknownReplica | OpError::Full | OpError::DriveFailed => Status::Moved,
+    }
+}

@@ -1,0 +1,495 @@
+//! Filling a learner while writes go on.
+//!
+//! The address range is walked in chunks of 64 MiB: under a hold, the digests of learner and
+//! source are compared. Equal: the chunk is filled at once. Else its regions are filled one by
+//! one, each under a hold. When everything is filled, all is compared again; then the learner is
+//! ready, and from then on counts as a member: the manager may admit it at any moment, so it is
+//! not given up any more, only reported (17).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use engine::api::{OpError, Outcome, Request};
+use format::{
+    ctl::ToManager,
+    data::{DataMessage, DigestQuery, FillRegion, Status},
+};
+use model::{
+    group::{Member, Role},
+    id::ReplicaId,
+    limits::REGION_BYTES,
+    time::Instant,
+};
+
+use crate::{
+    filled::Filled,
+    lock::{LockId, Mode, Range},
+    turn::{Op, Turn},
+};
+
+use super::{Owner, Primary, REPEAT};
+
+/// Compared at once.
+const CHUNK_BYTES: u64 = 64 << 20;
+/// Failed attempts at regions before the learner is given up.
+const FAILURES_MAX: u32 = 200;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Is the chunk equal already?
+    Compare,
+    /// Copy what differs of a region; `own`: from the primary, because the source cannot read it.
+    Copy { own: bool },
+    /// Is the chunk equal now?
+    Verify,
+}
+
+#[derive(Debug)]
+struct Task {
+    kind: Kind,
+    range: Range,
+    lock: LockId,
+    /// When learner and source were asked; not yet while it waits for changes in flight.
+    sent: Option<Instant>,
+    learner_digest: Option<u64>,
+    source_digest: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Region {
+    range: Range,
+    own: bool,
+    not_before: Instant,
+}
+
+/// `walking ─► ready` or `walking ─► failed`; a new configuration begins anew or ends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Walking,
+    /// Everything is filled and found equal. It counts.
+    Ready,
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub struct Fill {
+    state: State,
+    filled: Filled,
+    /// Everything below was compared; what differs is in `regions`.
+    walked: u64,
+    /// Everything below was verified, apart from `again`.
+    verified: u64,
+    regions: VecDeque<Region>,
+    again: VecDeque<Range>,
+    tasks: BTreeMap<u64, Task>,
+    /// Chunks that were found different although they were filled, by offset.
+    doubts: BTreeMap<u64, u32>,
+    failures: u32,
+    moved: u64,
+    heard: Instant,
+    reported: Option<Instant>,
+}
+
+/// What a fill wants to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Begin(Kind, Range),
+    Wait,
+    Ready,
+}
+
+impl Fill {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            state: State::Walking,
+            filled: Filled::default(),
+            walked: 0,
+            verified: 0,
+            regions: VecDeque::new(),
+            again: VecDeque::new(),
+            tasks: BTreeMap::new(),
+            doubts: BTreeMap::new(),
+            failures: 0,
+            moved: 0,
+            heard: now,
+            reported: None,
+        }
+    }
+
+    /// Whether it counts like a member.
+    pub fn counts(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed(_))
+    }
+
+    /// Whether changes of this range must go to the learner.
+    pub fn wants(&self, range: Range) -> bool {
+        match self.state {
+            State::Walking => self.filled.touches(range),
+            State::Ready => true,
+            State::Failed(_) => false,
+        }
+    }
+
+    pub fn bytes_done(&self) -> u64 {
+        self.filled.bytes()
+    }
+
+    pub fn bytes_moved(&self) -> u64 {
+        self.moved
+    }
+
+    pub fn report_again(&mut self) {
+        self.reported = None;
+    }
+
+    fn next(&mut self, now: Instant, size: u64, window: usize) -> Next {
+        if self.tasks.len() >= window {
+            return Next::Wait;
+        }
+        if let Some(index) = self.regions.iter().position(|region| region.not_before <= now) {
+            let region = self.regions.remove(index).expect("found just now");
+            return Next::Begin(Kind::Copy { own: region.own }, region.range);
+        }
+        if self.walked < size && self.regions.len() < window {
+            let range = chunk_at(self.walked, size);
+            self.walked = range.end;
+            return Next::Begin(Kind::Compare, range);
+        }
+        let copying = self.tasks.values().any(|task| task.kind != Kind::Verify);
+        if copying || !self.regions.is_empty() || self.walked < size {
+            return Next::Wait;
+        }
+        if let Some(range) = self.again.pop_front() {
+            return Next::Begin(Kind::Verify, range);
+        }
+        if self.verified < size {
+            let range = chunk_at(self.verified, size);
+            self.verified = range.end;
+            return Next::Begin(Kind::Verify, range);
+        }
+        if self.tasks.is_empty() { Next::Ready } else { Next::Wait }
+    }
+
+    /// The regions of a chunk, to be copied.
+    fn add_regions(&mut self, chunk: Range, now: Instant) {
+        let mut start = chunk.start;
+        while start < chunk.end {
+            let end = chunk.end.min(start + REGION_BYTES);
+            let range = Range { start, end };
+            self.regions.push_back(Region { range, own: false, not_before: now });
+            start = end;
+        }
+    }
+}
+
+fn chunk_at(start: u64, size: u64) -> Range {
+    Range { start, end: size.min(start + CHUNK_BYTES) }
+}
+
+impl Primary {
+    pub(super) fn advance_fills(&mut self, turn: &mut Turn<'_>) {
+        let learners: Vec<ReplicaId> = self.fills.keys().copied().collect();
+        for learner in learners {
+            self.advance_fill(turn, learner);
+        }
+    }
+
+    fn advance_fill(&mut self, turn: &mut Turn<'_>, learner: ReplicaId) {
+        let reachable = self.peers.get(&learner).is_some_and(|p| turn.links.is_up(&p.server));
+        let size = self.config.size.get();
+        while reachable
+            && !self.is_deposed()
+            && let Some(fill) = self.fills.get_mut(&learner)
+            && fill.state == State::Walking
+        {
+            match fill.next(turn.now, size, turn.timing.fill_window) {
+                Next::Wait => return,
+                Next::Ready => {
+                    fill.state = State::Ready;
+                    fill.reported = None;
+                    self.report_fill(turn, learner);
+                }
+                Next::Begin(kind, range) => self.begin_task(turn, learner, kind, range),
+            }
+        }
+    }
+
+    fn begin_task(&mut self, turn: &mut Turn<'_>, learner: ReplicaId, kind: Kind, range: Range) {
+        let token = turn.token();
+        let (lock, granted) = self.locks.take(range, Mode::Shared);
+        self.owners.insert(lock, Owner::Fill { learner, token });
+        let (sent, learner_digest, source_digest) = (None, None, None);
+        let task = Task { kind, range, lock, sent, learner_digest, source_digest };
+        let fill = self.fills.get_mut(&learner).expect("its next task");
+        fill.tasks.insert(token, task);
+        if granted {
+            self.start_task(turn, learner, token);
+        }
+    }
+
+    /// No change to the range is in flight, and none begins until the task is done.
+    pub(super) fn start_task(&mut self, turn: &mut Turn<'_>, learner: ReplicaId, token: u64) {
+        let fill = self.fills.get_mut(&learner).expect("a task has a fill");
+        let task = fill.tasks.get_mut(&token).expect("the owner of the lock");
+        task.sent = Some(turn.now);
+        let (kind, range) = (task.kind, task.range);
+        match kind {
+            Kind::Copy { own } => {
+                let source = if own { self.config.primary() } else { self.source_of(learner) };
+                let fill = FillRegion {
+                    group: self.config.group,
+                    replica: learner,
+                    epoch: self.config.epoch,
+                    token,
+                    offset: range.start,
+                    length: u32::try_from(range.length()).expect("a region"),
+                    source: source.replica,
+                    source_server: source.server.clone(),
+                    source_address: source.address,
+                };
+                let server = self.peers.get(&learner).expect("a learner is a peer").server.clone();
+                turn.send(&server, DataMessage::FillRegion(fill));
+            }
+            Kind::Compare | Kind::Verify => {
+                let source = self.source_of(learner).replica;
+                self.ask_digest(turn, learner, token, range);
+                self.ask_digest(turn, source, token, range);
+            }
+        }
+    }
+
+    fn ask_digest(&self, turn: &mut Turn<'_>, replica: ReplicaId, token: u64, range: Range) {
+        let (offset, length) = (range.start, range.length());
+        let Some(peer) = self.peers.get(&replica) else {
+            assert_eq!(replica, self.id, "a source is in sync");
+            return turn.request(Op::OwnDigest(token), Request::Digest { replica, offset, length });
+        };
+        let query = DigestQuery {
+            group: self.config.group,
+            replica,
+            epoch: self.config.epoch,
+            token,
+            offset,
+            length: u32::try_from(length).expect("a chunk"),
+        };
+        turn.send(&peer.server, DataMessage::QueryDigest(query));
+    }
+
+    fn source_of(&self, learner: ReplicaId) -> &Member {
+        match self.config.member(learner).map(|m| m.role) {
+            Some(Role::Learner { source }) => {
+                self.config.member(source).expect("checked: the source is in sync")
+            }
+            _ => self.config.primary(),
+        }
+    }
+
+    pub fn own_digest(
+        &mut self,
+        turn: &mut Turn<'_>,
+        token: u64,
+        outcome: Result<Outcome, OpError>,
+    ) {
+        let digest = match outcome {
+            Ok(Outcome::Digest { digest }) => Some(digest),
+            _ => None,
+        };
+        self.digest_received(turn, self.id, token, digest);
+        self.go_on(turn);
+    }
+
+    /// Learner or source has described a chunk; `None`: it could not.
+    pub(super) fn digest_received(
+        &mut self,
+        turn: &mut Turn<'_>,
+        replica: ReplicaId,
+        token: u64,
+        digest: Option<u64>,
+    ) {
+        let Some(learner) = self.learner_of(token) else { return };
+        let fill = self.fills.get_mut(&learner).expect("found by its task");
+        let task = fill.tasks.get_mut(&token).expect("found by it");
+        let Some(digest) = digest else {
+            return self.fail_fill(turn, learner, format!("{replica} could not be compared"));
+        };
+        if replica == learner {
+            fill.heard = turn.now;
+            task.learner_digest = Some(digest);
+        } else {
+            task.source_digest = Some(digest);
+        }
+        let (Some(ours), Some(theirs)) = (task.source_digest, task.learner_digest) else { return };
+        let (kind, range) = (task.kind, task.range);
+        match (kind, ours == theirs) {
+            (Kind::Compare, true) => fill.filled.add(range),
+            (Kind::Compare, false) => fill.add_regions(range, turn.now),
+            (Kind::Verify, true) => {}
+            (Kind::Verify, false) => {
+                let doubts = fill.doubts.entry(range.start).or_insert(0);
+                *doubts += 1;
+                if *doubts > 1 {
+                    let reason = format!(
+                        "differs from its source at {} after it was filled twice",
+                        range.start
+                    );
+                    return self.fail_fill(turn, learner, reason);
+                }
+                fill.filled.remove(range);
+                fill.add_regions(range, turn.now);
+                fill.again.push_back(range);
+            }
+            (Kind::Copy { .. }, _) => return,
+        }
+        self.end_task(learner, token);
+    }
+
+    fn learner_of(&self, token: u64) -> Option<ReplicaId> {
+        let mut fills = self.fills.iter();
+        fills.find(|(_, fill)| fill.tasks.contains_key(&token)).map(|(&learner, _)| learner)
+    }
+
+    /// The learner is done with a region.
+    pub(super) fn fill_done(
+        &mut self,
+        turn: &mut Turn<'_>,
+        learner: ReplicaId,
+        (token, status, moved): (u64, Status, u64),
+    ) {
+        let Some(fill) = self.fills.get_mut(&learner) else { return };
+        fill.heard = turn.now;
+        let Some(task) = fill.tasks.get(&token) else { return };
+        let (kind, range) = (task.kind, task.range);
+        let Kind::Copy { own } = kind else { return };
+        let tried_own = own || self.config.primary().replica == self.source_of(learner).replica;
+        let fill = self.fills.get_mut(&learner).expect("looked up above");
+        let mut again = |own, wait| {
+            fill.failures += 1;
+            let not_before = turn.now + wait;
+            fill.regions.push_back(Region { range, own, not_before });
+        };
+        match status {
+            Status::Ok => {
+                fill.filled.add(range);
+                fill.moved = fill.moved.saturating_add(moved);
+            }
+            // The source has not adopted the configuration yet, or has too much to do.
+            Status::NotReady => again(own, super::TICK),
+            Status::BadChecksum => again(own, std::time::Duration::ZERO),
+            Status::BadBlock if !tried_own => again(true, std::time::Duration::ZERO),
+            _ => {
+                let reason = format!("filling at {} failed: {status:?}", range.start);
+                return self.fail_fill(turn, learner, reason);
+            }
+        }
+        if fill.failures > FAILURES_MAX {
+            let reason = format!("{FAILURES_MAX} attempts failed, the last at {}", range.start);
+            return self.fail_fill(turn, learner, reason);
+        }
+        self.end_task(learner, token);
+    }
+
+    fn end_task(&mut self, learner: ReplicaId, token: u64) {
+        let fill = self.fills.get_mut(&learner).expect("it has a task");
+        let task = fill.tasks.remove(&token).expect("ended once");
+        self.release(task.lock);
+    }
+
+    pub(super) fn drop_tasks(&mut self, learner: ReplicaId) {
+        let Some(fill) = self.fills.get_mut(&learner) else { return };
+        for task in std::mem::take(&mut fill.tasks).into_values() {
+            self.release(task.lock);
+        }
+    }
+
+    /// Asks again what was asked under an older configuration: members forgot it when they
+    /// adopted the newer one. Under new tokens, so that a late answer to the old ones cannot end
+    /// a hold while the learner still acts on the new ones.
+    pub(super) fn restart_tasks(&mut self, turn: &mut Turn<'_>, learner: ReplicaId) {
+        let Some(fill) = self.fills.get_mut(&learner) else { return };
+        fill.reported = None;
+        let mut restarted = Vec::new();
+        for (token, mut task) in std::mem::take(&mut fill.tasks) {
+            let was_sent = task.sent.take().is_some();
+            let token = if was_sent { turn.token() } else { token };
+            (task.learner_digest, task.source_digest) = (None, None);
+            self.owners.insert(task.lock, Owner::Fill { learner, token });
+            fill.tasks.insert(token, task);
+            if was_sent {
+                restarted.push(token);
+            }
+        }
+        for token in restarted {
+            self.start_task(turn, learner, token);
+        }
+    }
+
+    /// The learner's link broke: changes go on without it, and it is filled afresh when the link
+    /// is back. Not once it counts.
+    pub(super) fn reset_fill(&mut self, turn: &mut Turn<'_>, learner: ReplicaId) {
+        let walking = |fill: &&Fill| fill.state == State::Walking;
+        let Some(fill) = self.fills.get(&learner).filter(walking) else { return };
+        let moved = fill.moved;
+        self.drop_tasks(learner);
+        self.fills.insert(learner, Fill { moved, ..Fill::new(turn.now) });
+        self.recount_flights(turn);
+    }
+
+    pub(super) fn fail_fill(&mut self, turn: &mut Turn<'_>, learner: ReplicaId, reason: String) {
+        let Some(fill) = self.fills.get_mut(&learner) else { return };
+        assert!(fill.state != State::Ready, "a learner that counts is not given up");
+        fill.state = State::Failed(reason);
+        fill.reported = None;
+        self.drop_tasks(learner);
+        self.recount_flights(turn);
+        self.report_fill(turn, learner);
+    }
+
+    /// Gives up learners that do not answer, and says again what the manager must hear.
+    pub(super) fn watch_fills(&mut self, turn: &mut Turn<'_>) {
+        let learners: Vec<ReplicaId> = self.fills.keys().copied().collect();
+        for learner in learners {
+            if self.is_silent(turn, learner)
+                && self.fills.get(&learner).is_some_and(|f| f.state == State::Walking)
+            {
+                self.fail_fill(turn, learner, "it does not answer".to_owned());
+            }
+            self.report_fill(turn, learner);
+        }
+    }
+
+    fn is_silent(&self, turn: &Turn<'_>, learner: ReplicaId) -> bool {
+        let Some(fill) = self.fills.get(&learner) else { return false };
+        let asked = fill.tasks.values().filter_map(|task| task.sent).min();
+        let asked = asked.map(|at| at.max(fill.heard));
+        [self.silent_since(turn, learner), asked]
+            .into_iter()
+            .flatten()
+            .any(|since| turn.now.since(since) >= turn.timing.learner_silence)
+    }
+
+    fn report_fill(&mut self, turn: &mut Turn<'_>, learner: ReplicaId) {
+        let silent = self.is_silent(turn, learner);
+        let (group, epoch) = (self.config.group, self.config.epoch);
+        let Some(fill) = self.fills.get_mut(&learner) else { return };
+        if fill.reported.is_some_and(|at| turn.now.since(at) < REPEAT) {
+            return;
+        }
+        let message = match &fill.state {
+            State::Walking => return,
+            State::Ready if silent => {
+                let reason = "it does not answer".to_owned();
+                ToManager::LearnerFailed { group, epoch, learner, reason }
+            }
+            State::Ready => ToManager::LearnerReady { group, epoch, learner },
+            State::Failed(reason) => {
+                let reason = reason.clone();
+                ToManager::LearnerFailed { group, epoch, learner, reason }
+            }
+        };
+        fill.reported = Some(turn.now);
+        turn.tell(message);
+    }
+}

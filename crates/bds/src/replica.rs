@@ -1,0 +1,516 @@
+//! One replica: its durable promise and configuration, and the role it plays under them.
+//!
+//! Decides: which configuration it acts under, in which role, and what it refuses.
+//! Does not: order or apply changes (primary and mirror do), or choose configurations.
+//! Invariants: a promise or configuration is durable before it is acted on or answered; promised
+//! and adopted epochs only grow (3); a primary begins only under a configuration that no earlier
+//! run of this process adopted, so no sequence is used twice (8); a change of role waits until
+//! the engine has completed everything of the old one.
+
+use std::collections::VecDeque;
+
+use engine::api::{META_BYTES_MAX, OpError, Outcome, Request};
+use format::{
+    ctl::{ReplicaReport, ToManager},
+    data::{DataMessage, Status},
+    replica::ReplicaRecord,
+};
+use model::{
+    epoch::Epoch,
+    group::{GroupConfig, Role as MemberRole},
+    id::{DriveName, GroupId, ReplicaId, ServerId},
+    time::Instant,
+    units::ByteCount,
+};
+
+use crate::{
+    api::ConnId,
+    lock::Range,
+    mirror::{Mirror, Standing},
+    primary::Primary,
+    source::{Source, Wish},
+    turn::{Op, Turn, Wanted, refused_unknown},
+};
+
+/// Messages kept while a configuration is being adopted. A primary has far fewer in flight.
+const HELD_MAX: usize = 4 * model::limits::IN_FLIGHT_REQUESTS_MAX;
+
+/// What reaches a replica in an order that matters to its configuration.
+#[derive(Debug)]
+pub enum Input {
+    Created,
+    Prepare(Epoch),
+    Configure(GroupConfig),
+    HandOver(Epoch),
+    Remove,
+    Peer(ConnId, DataMessage),
+}
+
+/// A change of the durable record under way.
+#[derive(Debug)]
+struct Pending {
+    record: ReplicaRecord,
+    size: ByteCount,
+    then: Then,
+    durable: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Created,
+    Promised,
+    /// Obey this connection.
+    Follow(ConnId),
+    /// Tell this connection that the replica does not count.
+    Refuse(ConnId),
+    Lead,
+    Remove,
+    Nothing,
+}
+
+#[derive(Debug)]
+enum Role {
+    Mirror(Mirror),
+    Primary(Box<Primary>),
+}
+
+/// What became of the replica in a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Lives,
+    /// It could not be made, or has been removed: forget it.
+    Gone,
+}
+
+#[derive(Debug)]
+pub struct Replica {
+    pub id: ReplicaId,
+    pub drive: DriveName,
+    /// Requests that its engine has not completed.
+    pub busy: usize,
+    /// The links it wants may be others than before.
+    pub links_changed: bool,
+    pub fate: Fate,
+    size: ByteCount,
+    record: ReplicaRecord,
+    created: bool,
+    pending: Option<Pending>,
+    held: VecDeque<Input>,
+    role: Role,
+    source: Source,
+}
+
+impl Replica {
+    /// A replica that the engine has or is to have. Nothing is done yet.
+    pub fn new(id: ReplicaId, drive: DriveName, size: ByteCount, record: ReplicaRecord) -> Self {
+        Self {
+            id,
+            drive,
+            busy: 0,
+            links_changed: false,
+            fate: Fate::Lives,
+            size,
+            created: true,
+            pending: None,
+            held: VecDeque::new(),
+            role: Role::Mirror(Mirror::default()),
+            source: Source::new(record.group, id),
+            record,
+        }
+    }
+
+    pub fn create(&mut self, turn: &mut Turn<'_>) {
+        self.created = false;
+        let (record, size) = (self.record.clone(), self.size);
+        let request = Request::CreateReplica { replica: self.id, size, meta: encode(&record) };
+        turn.request(Op::Record, request);
+        self.pending = Some(Pending { record, size, then: Then::Created, durable: false });
+    }
+
+    /// Recovery may have lost acknowledged changes: makes sure that this is not forgotten.
+    pub fn mark_stale(&mut self, turn: &mut Turn<'_>) {
+        let record = ReplicaRecord { stale: true, ..self.record.clone() };
+        self.begin(turn, record, self.size, Then::Nothing);
+    }
+
+    pub fn group(&self) -> GroupId {
+        self.record.group
+    }
+
+    /// Whether the manager should hear of it: not while it is being made, nor when its content
+    /// does not count.
+    pub fn is_reported(&self) -> bool {
+        self.created && !self.record.stale
+    }
+
+    pub fn report(&self, allocated: ByteCount) -> ReplicaReport {
+        ReplicaReport {
+            replica: self.id,
+            group: self.record.group,
+            drive: self.drive.clone(),
+            promised: self.record.promised,
+            adopted: self.record.adopted_epoch(),
+            allocated,
+        }
+    }
+
+    pub fn primary(&self) -> Option<&Primary> {
+        match &self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Mirror(_) => None,
+        }
+    }
+
+    pub fn primary_mut(&mut self) -> Option<&mut Primary> {
+        match &mut self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Mirror(_) => None,
+        }
+    }
+
+    pub fn mirror_mut(&mut self) -> Option<&mut Mirror> {
+        match &mut self.role {
+            Role::Mirror(mirror) => Some(mirror),
+            Role::Primary(_) => None,
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.primary().and_then(Primary::deadline)
+    }
+
+    /// Links to whoever it must send to: a primary to all members, a learner to those in sync.
+    pub fn add_wanted(&self, wanted: &mut Wanted) {
+        let Some(config) = &self.record.adopted else { return };
+        let is_learner = config.learners().any(|m| m.replica == self.id);
+        for member in &config.members {
+            let leads = matches!(self.role, Role::Primary(_));
+            let pulls = is_learner && config.is_in_sync(member.replica);
+            if (leads || pulls) && member.replica != self.id {
+                wanted.insert(member.server.clone(), member.address);
+            }
+        }
+    }
+
+    /// Takes an input now, or keeps it until the change of configuration under way is over.
+    pub fn input(&mut self, turn: &mut Turn<'_>, input: Input) {
+        if self.pending.is_none() {
+            return self.take(turn, input);
+        }
+        if self.held.len() < HELD_MAX {
+            self.held.push_back(input);
+        } else if let Role::Mirror(mirror) = &mut self.role {
+            // Order would be lost with a message: obey nobody until the primary begins again.
+            mirror.conn = None;
+            self.held.retain(|held| !matches!(held, Input::Peer(..)));
+        }
+    }
+
+    fn take(&mut self, turn: &mut Turn<'_>, input: Input) {
+        match input {
+            Input::Created => turn.tell(ToManager::ReplicaCreated { replica: self.id }),
+            Input::Prepare(epoch) => self.prepare(turn, epoch),
+            Input::Configure(config) => self.configure(turn, config),
+            Input::HandOver(epoch) => {
+                if let Role::Primary(primary) = &mut self.role {
+                    primary.hand_over(turn, epoch);
+                }
+            }
+            Input::Remove => self.remove(turn),
+            Input::Peer(conn, message) => self.peer(turn, conn, message),
+        }
+    }
+
+    fn prepare(&mut self, turn: &mut Turn<'_>, epoch: Epoch) {
+        if epoch < self.record.promised || self.record.stale {
+            return;
+        }
+        if let Role::Primary(primary) = &mut self.role {
+            primary.promised(turn, epoch);
+        }
+        let record = ReplicaRecord { promised: epoch, ..self.record.clone() };
+        self.begin(turn, record, self.size, Then::Promised);
+    }
+
+    fn configure(&mut self, turn: &mut Turn<'_>, config: GroupConfig) {
+        if config.check().is_err() || config.group != self.record.group || self.record.stale {
+            return;
+        }
+        if let Role::Primary(primary) = &mut self.role {
+            if config.epoch == primary.epoch() {
+                return primary.tell_adopted(turn);
+            }
+            if !primary.may_adopt(&config) {
+                return;
+            }
+        }
+        // What an earlier run of this process adopted is not begun again: its sequences are used.
+        if config.epoch < self.record.promised || config.epoch <= self.record.adopted_epoch() {
+            return;
+        }
+        let size = self.size.max(config.size);
+        let promised = config.epoch;
+        let record = ReplicaRecord { promised, adopted: Some(config), ..self.record.clone() };
+        if fits(&record) {
+            self.begin(turn, record, size, Then::Lead);
+        }
+    }
+
+    fn remove(&mut self, turn: &mut Turn<'_>) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.depose(turn);
+        }
+        self.begin(turn, self.record.clone(), self.size, Then::Remove);
+    }
+
+    fn peer(&mut self, turn: &mut Turn<'_>, conn: ConnId, message: DataMessage) {
+        match message {
+            DataMessage::Adopt { config } => return self.adopt(turn, conn, config),
+            DataMessage::PullRegion { epoch, token, offset, length, have, .. } if length > 0 => {
+                let range = Range::new(offset, u64::from(length));
+                let wish = Wish { conn, token, range, have };
+                return if epoch == self.record.adopted_epoch() {
+                    self.source.serve(turn, wish)
+                } else {
+                    self.source.refuse(turn, &wish, Status::NotReady)
+                };
+            }
+            _ => {}
+        }
+        let standing = self.standing();
+        let Role::Mirror(mirror) = &mut self.role else {
+            // An older primary, unless it is this replica that is about to be replaced; then the
+            // newer one has to say so first.
+            let (group, replica, epoch) = (standing.group, self.id, standing.promised);
+            if epoch_of(&message).is_some_and(|e| e < epoch) {
+                turn.reply(conn, DataMessage::Refused { group, replica, epoch });
+            }
+            return;
+        };
+        match message {
+            DataMessage::Replicate(r) => mirror.replicate(turn, conn, standing, r),
+            DataMessage::QueryDigest(query) => mirror.digest(turn, conn, standing, &query),
+            DataMessage::FillRegion(fill) => mirror.fill(turn, conn, standing, fill),
+            _ => {}
+        }
+    }
+
+    /// A primary says which configuration it acts under.
+    fn adopt(&mut self, turn: &mut Turn<'_>, conn: ConnId, config: GroupConfig) {
+        let (group, replica) = (self.record.group, self.id);
+        let Some(role) = config.member(self.id).map(|m| m.role) else { return };
+        if config.check().is_err() || config.group != group || role == MemberRole::Primary {
+            return;
+        }
+        if config.epoch < self.record.promised || config.epoch < self.record.adopted_epoch() {
+            let epoch = self.record.promised;
+            return turn.reply(conn, DataMessage::Refused { group, replica, epoch });
+        }
+        let mut uncertain = self.record.stale;
+        match &mut self.role {
+            Role::Primary(primary) if config.epoch > primary.epoch() => {
+                primary.depose(turn);
+                uncertain |= primary.has_changes_in_flight();
+            }
+            Role::Primary(_) => return,
+            Role::Mirror(mirror) => {
+                let again = config.epoch == self.record.adopted_epoch();
+                if again && mirror.conn.is_some_and(|current| conn < current) {
+                    return;
+                }
+            }
+        }
+        let was_learner = is_learner(self.record.adopted.as_ref(), self.id);
+        let promised = config.epoch;
+        if uncertain && role == MemberRole::Mirror && !was_learner {
+            let record = ReplicaRecord { promised, stale: true, ..self.record.clone() };
+            return self.begin(turn, record, self.size, Then::Refuse(conn));
+        }
+        let stale = self.record.stale && role != MemberRole::Mirror;
+        let size = self.size.max(config.size);
+        let record =
+            ReplicaRecord { promised, adopted: Some(config), stale, ..self.record.clone() };
+        if fits(&record) {
+            self.begin(turn, record, size, Then::Follow(conn));
+        }
+    }
+
+    /// Makes a record durable, unless it is already.
+    fn begin(&mut self, turn: &mut Turn<'_>, record: ReplicaRecord, size: ByteCount, then: Then) {
+        assert!(self.pending.is_none(), "one change of the record at a time");
+        assert!(record.promised >= self.record.promised, "a promise is never taken back");
+        let durable = record == self.record && size == self.size;
+        if !durable {
+            let request = Request::SetReplicaMeta { replica: self.id, size, meta: encode(&record) };
+            turn.request(Op::Record, request);
+        }
+        self.pending = Some(Pending { record, size, then, durable });
+    }
+
+    pub fn completed(&mut self, turn: &mut Turn<'_>, op: Op, outcome: Result<Outcome, OpError>) {
+        let standing = self.standing();
+        match op {
+            Op::Record => return self.record_written(turn, outcome),
+            Op::Remove => {
+                turn.tell(ToManager::ReplicaRemoved { replica: self.id });
+                self.fate = Fate::Gone;
+                return;
+            }
+            Op::ServeDescribe(key) => return self.source.described(turn, key, outcome),
+            Op::ServeRead(key, index) => return self.source.read(turn, (key, index), outcome),
+            _ => {}
+        }
+        match (&mut self.role, op) {
+            (Role::Mirror(m), Op::Apply(conn, seq)) => {
+                m.applied(turn, (conn, seq), standing, outcome);
+            }
+            (Role::Mirror(m), Op::Digest(conn, token)) => {
+                m.digested(turn, (conn, token), standing, outcome);
+            }
+            (Role::Mirror(m), Op::PullDescribe(key)) => m.learner.described(turn, key, outcome),
+            (Role::Mirror(m), Op::PullInstall(key)) => m.learner.installed(turn, key, outcome),
+            (Role::Primary(p), Op::Change(mod_seq)) => p.own_change_done(turn, mod_seq, outcome),
+            (Role::Primary(p), Op::Guest(ticket)) => p.guest_done(turn, ticket, outcome),
+            (Role::Primary(p), Op::OwnDigest(token)) => p.own_digest(turn, token, outcome),
+            (_, op) => unreachable!("a role ended before its request {op:?} did"),
+        }
+    }
+
+    fn record_written(&mut self, turn: &mut Turn<'_>, outcome: Result<Outcome, OpError>) {
+        let pending = self.pending.as_mut().expect("a record is written for a pending change");
+        match outcome {
+            Ok(_) => pending.durable = true,
+            Err(error) if pending.then == Then::Created => {
+                let (replica, reason) = (self.id, error.to_string());
+                turn.tell(ToManager::ReplicaRefused { replica, reason });
+                self.fate = Fate::Gone;
+            }
+            // The drive is out of service; the server hears of it apart and drops the replica.
+            Err(_) => {}
+        }
+    }
+
+    /// To be called at the end of each turn: goes on as far as what is durable allows.
+    pub fn advance(&mut self, turn: &mut Turn<'_>) {
+        while self.fate == Fate::Lives {
+            if self.pending.as_ref().is_some_and(|p| p.durable && self.settled(p.then, turn)) {
+                let pending = self.pending.take().expect("looked at above");
+                self.act(turn, pending);
+            } else if self.pending.is_none()
+                && let Some(input) = self.held.pop_front()
+            {
+                self.take(turn, input);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// Whether the engine is done with what must not mix with what follows.
+    fn settled(&self, then: Then, turn: &Turn<'_>) -> bool {
+        match then {
+            Then::Created | Then::Promised | Then::Nothing | Then::Refuse(_) => true,
+            Then::Lead => matches!(self.role, Role::Primary(_)) || turn.busy == 0,
+            Then::Follow(_) | Then::Remove => turn.busy == 0,
+        }
+    }
+
+    fn act(&mut self, turn: &mut Turn<'_>, pending: Pending) {
+        let Pending { record, size, then, .. } = pending;
+        self.record = record;
+        self.size = size;
+        match then {
+            Then::Nothing => {}
+            Then::Created => {
+                self.created = true;
+                turn.tell(ToManager::ReplicaCreated { replica: self.id });
+            }
+            Then::Promised => turn.tell(ToManager::Promised {
+                replica: self.id,
+                epoch: self.record.promised,
+                state: self.report(turn.allocated),
+            }),
+            Then::Refuse(conn) => {
+                turn.reply(conn, refused_unknown(self.record.group, self.id));
+            }
+            Then::Follow(conn) => {
+                if let Role::Primary(_) = self.role {
+                    self.role = Role::Mirror(Mirror::default());
+                }
+                let mirror = self.mirror_mut().expect("it is one now");
+                mirror.follow(conn);
+                self.links_changed = true;
+            }
+            Then::Lead => self.lead(turn),
+            Then::Remove => {
+                turn.request(Op::Remove, Request::RemoveReplica { replica: self.id });
+                // Nothing else is taken up until it is gone.
+                let record = self.record.clone();
+                self.pending = Some(Pending { record, size, then: Then::Nothing, durable: false });
+            }
+        }
+    }
+
+    fn lead(&mut self, turn: &mut Turn<'_>) {
+        let config = self.record.adopted.clone().expect("a primary has a configuration");
+        if let Role::Primary(primary) = &mut self.role {
+            primary.adopt(turn, config);
+        } else {
+            let primary = Primary::activate(turn, self.id, config);
+            self.role = Role::Primary(Box::new(primary));
+        }
+        self.links_changed = true;
+    }
+
+    pub fn link_up(&mut self, turn: &mut Turn<'_>, server: &ServerId) {
+        match &mut self.role {
+            Role::Primary(primary) => primary.link_up(turn, server),
+            Role::Mirror(mirror) => mirror.learner.link_up(turn, server),
+        }
+    }
+
+    pub fn link_down(&mut self, turn: &mut Turn<'_>, server: &ServerId) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.link_down(turn, server);
+        }
+    }
+
+    pub fn time_reached(&mut self, turn: &mut Turn<'_>) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.time_reached(turn);
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            group: self.record.group,
+            replica: self.id,
+            promised: self.record.promised,
+            adopted: self.record.adopted_epoch(),
+        }
+    }
+}
+
+fn is_learner(config: Option<&GroupConfig>, replica: ReplicaId) -> bool {
+    config.is_some_and(|config| config.learners().any(|m| m.replica == replica))
+}
+
+fn epoch_of(message: &DataMessage) -> Option<Epoch> {
+    match message {
+        DataMessage::Replicate(r) => Some(r.epoch),
+        DataMessage::QueryDigest(q) => Some(q.epoch),
+        DataMessage::FillRegion(f) => Some(f.epoch),
+        _ => None,
+    }
+}
+
+/// Whether a record with a configuration from outside can be stored.
+fn fits(record: &ReplicaRecord) -> bool {
+    record.encode().len() <= META_BYTES_MAX
+}
+
+fn encode(record: &ReplicaRecord) -> bytes::Bytes {
+    let bytes = record.encode();
+    assert!(bytes.len() <= META_BYTES_MAX, "checked when the configuration came in");
+    bytes
+}
