@@ -94,12 +94,6 @@ impl Request {
 
 pub const META_BYTES_MAX: usize = 3072;
 
-/// What one [`ExtentMeta`] covers, on every media: `mod_seq`, validity and digest mean the same
-/// on an SSD and on an HDD, so a replica can be compared with, and filled from, one on the other.
-/// The slot in which a drive allocates space (`Media::extent_bytes`) is one such extent on an SSD
-/// and sixteen on an HDD.
-pub const EXTENT_BYTES: u32 = 64 << 10;
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     ReadDrive {
@@ -143,7 +137,8 @@ pub struct OpenReplica {
     /// The largest `mod_seq` of any of its extents.
     pub mod_seq_max: ModSeq,
     /// Recovery met damage below what was known to be durable: the content may miss acknowledged
-    /// changes, so the replica must be resynced before it counts again.
+    /// changes, so the replica must be resynced before it counts again. Said at every open until
+    /// `SetReplicaMeta`: from then on it is the caller's to remember.
     pub stale: bool,
 }
 

@@ -5,6 +5,21 @@
 //! The format is `docs/disk.md`; the invariants are 14 and 22 to 25 of `docs/replication.md`.
 
 pub mod api;
+mod change;
+mod commit;
+mod describe;
+mod drive;
+mod journal;
 mod machine;
+mod open;
+mod overlay;
+mod read;
+mod replay;
+mod space;
+mod table;
+mod writeback;
 
 pub use machine::Engine;
+
+#[cfg(test)]
+mod tests;

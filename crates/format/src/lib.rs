@@ -9,6 +9,7 @@
 pub mod attachments;
 pub mod ctl;
 pub mod data;
+pub mod disk;
 pub mod frame;
 pub mod nbd;
 pub mod record;

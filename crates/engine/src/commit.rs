@@ -1,0 +1,444 @@
+//! Group commit: accepted changes become records, records one batch at a time.
+//!
+//! Decides: what a change does to the table when its record is made, and when it is complete.
+//! Does not: write slots or pages.
+//! Invariants: a record is applied when its batch is issued, in the order of LSNs; a change
+//! completes when the batch with its last record is durable.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use format::disk::{
+    BLOCK_LEN, UNIT_BLOCKS,
+    journal::{DataHead, PlacedUnit, RECORD_BLOCKS_MAX, RECORD_LEN_MAX, Record, put_data},
+    page::{Owner, ReplicaRow},
+};
+use model::{epoch::ModSeq, id::ReplicaId, units::BLOCK};
+
+use crate::{
+    api::{Action, OpError},
+    change::{Entry, Install, Work, Write, valid_bits},
+    drive::{Drive, Io},
+    journal::Batch,
+    machine::SEAL_AFTER,
+    table::{BlockRun, mask},
+};
+
+/// Longest record without metadata blob or placement.
+const SMALL_RECORD_LEN: usize = 40;
+
+/// Why an entry's records are not all made.
+enum Stop {
+    /// The batch takes no more.
+    Full,
+    /// It needs a slot and there is none.
+    Starved,
+    Refused(OpError),
+}
+
+impl Drive {
+    /// Issues the next batch, if none is being written and there is something to write.
+    pub fn issue_batch(&mut self, out: &mut Vec<Action>) {
+        if self.batch.is_some() || self.queue.is_empty() {
+            return;
+        }
+        let mut batch = self.journal.begin();
+        let mut ops = Vec::new();
+        while let Some(mut entry) = self.queue.pop_front() {
+            match self.make_records(&mut entry, &mut batch) {
+                Ok(()) => ops.push(entry.op),
+                Err(Stop::Full) => {
+                    self.queue.push_front(entry);
+                    break;
+                }
+                Err(Stop::Starved) => self.starved.push_back(entry),
+                Err(Stop::Refused(error)) => self.abandon(entry, error, out),
+            }
+        }
+        if batch.is_empty() {
+            // Everything these changes found in place is durable, because no batch is in flight.
+            self.complete_done(ops, out);
+            self.writeback.wanted |= !self.queue.is_empty();
+            return;
+        }
+        let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
+        self.batch = Some(ops);
+        self.seal_at = None;
+        let offset = self.layout.journal_offset + offset;
+        self.ios.write_durable(Io::Batch, offset, segments, out);
+    }
+
+    pub fn batch_written(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.journal.wrote();
+        let ops = self.batch.take().expect("a batch was being written");
+        // A seal completes nothing and needs no seal.
+        self.seal_at = (!ops.is_empty()).then(|| now + SEAL_AFTER);
+        self.complete_done(ops, out);
+        self.release_slots();
+    }
+
+    /// Slots whose freeing is durable may be used again; who waited for one comes first.
+    pub fn release_slots(&mut self) {
+        let writeback = &self.writeback;
+        if self.space.release(self.journal.durable_lsn(), |slot| writeback.writes_to(slot)) {
+            while let Some(entry) = self.starved.pop_back() {
+                self.queue.push_front(entry);
+            }
+        }
+    }
+
+    /// After the last batch, a seal tells recovery that it was durable: without it, a batch that
+    /// was lost later could not be told from one that was never completed.
+    pub fn seal_if_due(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.batch.is_some() || self.seal_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.seal_at = None;
+        let mut batch = self.journal.begin();
+        if batch.fits(SMALL_RECORD_LEN, 0) {
+            Record::Seal.put(&mut batch.head);
+            batch.added(None);
+            let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
+            self.batch = Some(Vec::new());
+            let offset = self.layout.journal_offset + offset;
+            self.ios.write_durable(Io::Batch, offset, segments, out);
+        }
+    }
+
+    fn make_records(&mut self, entry: &mut Entry, batch: &mut Batch) -> Result<(), Stop> {
+        let replica = entry.replica;
+        let known = self.table.replica(replica).is_some();
+        match &mut entry.work {
+            Work::Create { .. } if known => Ok(()),
+            Work::Create { size, meta } => {
+                let index = self.table.free_row().ok_or(Stop::Refused(OpError::Full))?;
+                let row = ReplicaRow { replica, size: *size, meta: meta.clone() };
+                self.log_row(batch, index, row)
+            }
+            Work::Remove if !known => Ok(()),
+            Work::Remove => self.log_remove(batch, replica),
+            _ if !known => Err(Stop::Refused(OpError::UnknownReplica)),
+            Work::SetMeta { size, meta } => {
+                let old = self.table.replica(replica).expect("known").size;
+                let index = self.table.row_of(replica).expect("known");
+                // Sizes only grow: what a later, smaller one says was decided before.
+                let row = ReplicaRow { replica, size: old.max(*size), meta: meta.clone() };
+                self.log_row(batch, index, row)
+            }
+            Work::Write(write) => self.log_write(batch, replica, write),
+            Work::Zero { mod_seq, offset, end } => {
+                self.log_zero(batch, replica, *mod_seq, offset, *end)
+            }
+            Work::Install(install) => self.log_install(batch, replica, install),
+        }
+    }
+
+    fn log_row(&mut self, batch: &mut Batch, index: u32, row: ReplicaRow) -> Result<(), Stop> {
+        need(batch, RECORD_LEN_MAX, 0)?;
+        let ReplicaRow { replica, size, meta } = row.clone();
+        Record::Replica { index, replica, size, meta }.put(&mut batch.head);
+        self.table.put_replica(batch.next_lsn(), index, &row);
+        batch.added(None);
+        Ok(())
+    }
+
+    fn log_remove(&mut self, batch: &mut Batch, replica: ReplicaId) -> Result<(), Stop> {
+        need(batch, SMALL_RECORD_LEN, 0)?;
+        let index = self.table.row_of(replica).expect("the caller looked");
+        Record::Remove { index, replica }.put(&mut batch.head);
+        let lsn = batch.next_lsn();
+        for slot in self.table.remove_replica(lsn, replica) {
+            self.vacate(lsn, slot);
+        }
+        batch.added(None);
+        Ok(())
+    }
+
+    /// The slot is no longer owned as of this record.
+    fn vacate(&mut self, lsn: u64, slot: u32) {
+        self.overlay.remove(slot, 0, self.layout.slot_blocks);
+        self.readers.changed(slot, lsn);
+        self.space.free_after(lsn, slot);
+    }
+
+    fn log_write(
+        &mut self,
+        batch: &mut Batch,
+        replica: ReplicaId,
+        write: &mut Write,
+    ) -> Result<(), Stop> {
+        while write.done < write.data.len() {
+            let at = write.offset + u64::try_from(write.done).expect("fits");
+            let (extent, first) = self.extent_and_block(at);
+            let owner = Owner { replica, extent };
+            let left = u32::try_from((write.data.len() - write.done) / BLOCK_LEN).expect("small");
+            let count = left.min(self.layout.slot_blocks - first);
+            let len = if write.placed.first().is_some_and(|&(placed, _)| placed == extent) {
+                self.log_placed_write(batch, owner, write)?;
+                count
+            } else {
+                let count = count.min(RECORD_BLOCKS_MAX);
+                self.log_data(batch, owner, first, count, write)?;
+                count
+            };
+            write.done += usize::try_from(len).expect("small") * BLOCK_LEN;
+        }
+        Ok(())
+    }
+
+    fn log_data(
+        &mut self,
+        batch: &mut Batch,
+        owner: Owner,
+        first: u32,
+        count: u32,
+        write: &Write,
+    ) -> Result<(), Stop> {
+        let blocks = usize::try_from(count).expect("small");
+        need(batch, SMALL_RECORD_LEN + 4 * blocks + 4, count)?;
+        let (slot, fresh) = self.slot_for(owner)?;
+        let from = write.done / BLOCK_LEN;
+        let crcs = &write.crcs[from..from + blocks];
+        let data = write.data.slice(write.done..write.done + blocks * BLOCK_LEN);
+        let mod_seq = write.mod_seq;
+        put_data(&mut batch.head, &DataHead { slot, owner, fresh, mod_seq, first }, crcs);
+        let lsn = batch.next_lsn();
+        self.table.write_blocks(lsn, &BlockRun { slot, owner, fresh, mod_seq, first, crcs });
+        self.overlay_blocks(lsn, slot, first..first + count, &data);
+        self.readers.changed(slot, lsn);
+        batch.added(Some(data));
+        Ok(())
+    }
+
+    fn overlay_blocks(
+        &mut self,
+        lsn: u64,
+        slot: u32,
+        blocks: impl Iterator<Item = u32>,
+        data: &Bytes,
+    ) {
+        for (index, block) in blocks.enumerate() {
+            let bytes = data.slice(index * BLOCK_LEN..(index + 1) * BLOCK_LEN);
+            self.overlay.insert(slot, block, lsn, bytes);
+        }
+    }
+
+    /// The extent's slot, or a fresh one.
+    fn slot_for(&mut self, owner: Owner) -> Result<(u32, bool), Stop> {
+        match self.table.slot_of(owner) {
+            Some(slot) => Ok((slot, false)),
+            None => self.space.take().map(|slot| (slot, true)).ok_or(Stop::Starved),
+        }
+    }
+
+    fn log_placed_write(
+        &mut self,
+        batch: &mut Batch,
+        owner: Owner,
+        write: &mut Write,
+    ) -> Result<(), Stop> {
+        need(batch, RECORD_LEN_MAX, 0)?;
+        let from = write.done / BLOCK_LEN;
+        let blocks = usize::try_from(UNIT_BLOCKS).expect("small");
+        let units = (0..self.layout.slot_units())
+            .zip(write.crcs[from..].chunks_exact(blocks))
+            .map(|(unit, crcs)| PlacedUnit {
+                unit,
+                mod_seq: self.not_older(owner, unit, write.mod_seq),
+                valid: u16::MAX,
+                crcs: crcs.to_vec(),
+            })
+            .collect();
+        let (_, slot) = write.placed.remove(0);
+        self.log_place(batch, owner, slot, units);
+        Ok(())
+    }
+
+    /// A repeated change must not take `mod_seq` back.
+    fn not_older(&self, owner: Owner, unit: u32, mod_seq: ModSeq) -> ModSeq {
+        let slot = self.table.slot_of(owner);
+        slot.map_or(mod_seq, |slot| self.table.descriptor(slot).mod_seq(unit).max(mod_seq))
+    }
+
+    fn log_place(&mut self, batch: &mut Batch, owner: Owner, slot: u32, units: Vec<PlacedUnit>) {
+        let lsn = batch.next_lsn();
+        let old = self.table.place(lsn, slot, owner, &units);
+        if let Some(old) = old {
+            self.vacate(lsn, old);
+        }
+        Record::Place { slot, owner, old, units }.put(&mut batch.head);
+        batch.added(None);
+    }
+
+    fn log_zero(
+        &mut self,
+        batch: &mut Batch,
+        replica: ReplicaId,
+        mod_seq: ModSeq,
+        offset: &mut u64,
+        end: u64,
+    ) -> Result<(), Stop> {
+        while *offset < end {
+            let (first_extent, _) = self.extent_and_block(*offset);
+            let (last_extent, _) = self.extent_and_block(end - 1);
+            let Some((extent, slot)) =
+                self.table.extents(replica, first_extent, last_extent).next()
+            else {
+                break;
+            };
+            let extent_start = u64::from(extent) * self.layout.slot_bytes();
+            let start = extent_start.max(*offset);
+            let stop = end.min(extent_start + self.layout.slot_bytes());
+            let first = u32::try_from((start - extent_start) / BLOCK).expect("within a slot");
+            let count = u32::try_from((stop - start) / BLOCK).expect("within a slot");
+            self.log_clear(batch, Owner { replica, extent }, slot, mod_seq, first, count)?;
+            *offset = stop;
+        }
+        *offset = end;
+        Ok(())
+    }
+
+    fn log_clear(
+        &mut self,
+        batch: &mut Batch,
+        owner: Owner,
+        slot: u32,
+        mod_seq: ModSeq,
+        first: u32,
+        count: u32,
+    ) -> Result<(), Stop> {
+        need(batch, SMALL_RECORD_LEN, 0)?;
+        let descriptor = self.table.descriptor(slot);
+        let (mut touched, mut left) = (false, false);
+        for unit in 0..self.layout.slot_units() {
+            let inside = inside(unit, first, count);
+            let valid = descriptor.valid(unit);
+            touched |= valid != 0 && inside != 0;
+            left |= valid & !inside != 0;
+        }
+        if !touched {
+            return Ok(());
+        }
+        let lsn = batch.next_lsn();
+        if left {
+            Record::Clear { slot, owner, mod_seq, first, count }.put(&mut batch.head);
+            self.table.clear(lsn, slot, first, count, mod_seq);
+            self.overlay.remove(slot, first, count);
+            self.readers.changed(slot, lsn);
+        } else {
+            Record::Free { slot, owner }.put(&mut batch.head);
+            self.table.free(lsn, slot, owner);
+            self.vacate(lsn, slot);
+        }
+        batch.added(None);
+        Ok(())
+    }
+
+    fn log_install(
+        &mut self,
+        batch: &mut Batch,
+        replica: ReplicaId,
+        install: &mut Install,
+    ) -> Result<(), Stop> {
+        let slot_bytes = self.layout.slot_bytes();
+        while let Some(extent) = install.extent_at(install.next, slot_bytes) {
+            let owner = Owner { replica, extent };
+            let group = install.group_len(install.next, slot_bytes);
+            let placed = install.placed.first().copied().filter(|&(placed, _)| placed == extent);
+            if let Some((_, slot)) = placed {
+                let whole = u32::try_from(group).expect("small") == self.layout.slot_units();
+                if whole || self.table.slot_of(owner).is_none() {
+                    self.log_placed_install(batch, owner, group, install)?;
+                    continue;
+                }
+                // The extent got a slot meanwhile: what else that holds must stay.
+                install.placed.remove(0);
+                self.space.give_back(slot);
+            }
+            self.log_set(batch, owner, install)?;
+        }
+        Ok(())
+    }
+
+    fn log_placed_install(
+        &mut self,
+        batch: &mut Batch,
+        owner: Owner,
+        group: usize,
+        install: &mut Install,
+    ) -> Result<(), Stop> {
+        need(batch, RECORD_LEN_MAX, 0)?;
+        let units: Vec<PlacedUnit> = install.units[install.next..install.next + group]
+            .iter()
+            .map(|meta| self.placed_unit(meta))
+            .filter(|placed| placed.valid != 0)
+            .collect();
+        let blocks: usize = units.iter().map(|placed| placed.crcs.len()).sum();
+        let (_, slot) = install.placed.remove(0);
+        self.log_place(batch, owner, slot, units);
+        install.next += group;
+        install.data_done += blocks * BLOCK_LEN;
+        Ok(())
+    }
+
+    fn placed_unit(&self, meta: &format::data::UnitMeta) -> PlacedUnit {
+        let (_, block) = self.extent_and_block(meta.offset);
+        let valid = valid_bits(meta).expect("checked when it was accepted");
+        let (unit, mod_seq) = (block / UNIT_BLOCKS, meta.mod_seq);
+        PlacedUnit { unit, mod_seq, valid, crcs: meta.crcs.clone() }
+    }
+
+    /// One unit, with its payload in the journal.
+    fn log_set(
+        &mut self,
+        batch: &mut Batch,
+        owner: Owner,
+        install: &mut Install,
+    ) -> Result<(), Stop> {
+        let placed = self.placed_unit(&install.units[install.next]);
+        let first = placed.unit * UNIT_BLOCKS;
+        if placed.valid == 0 {
+            if let Some(slot) = self.table.slot_of(owner) {
+                self.log_clear(batch, owner, slot, ModSeq::NONE, first, UNIT_BLOCKS)?;
+            }
+            install.next += 1;
+            return Ok(());
+        }
+        need(batch, RECORD_LEN_MAX, placed.valid.count_ones())?;
+        let (slot, fresh) = self.slot_for(owner)?;
+        let len = placed.crcs.len() * BLOCK_LEN;
+        let data = install.data.slice(install.data_done..install.data_done + len);
+        let lsn = batch.next_lsn();
+        self.table.set_unit(lsn, slot, owner, fresh, &placed);
+        self.overlay.remove(slot, first, UNIT_BLOCKS);
+        let blocks = (0..UNIT_BLOCKS).filter(|b| placed.valid >> b & 1 == 1).map(|b| first + b);
+        self.overlay_blocks(lsn, slot, blocks, &data);
+        self.readers.changed(slot, lsn);
+        let PlacedUnit { unit, mod_seq, valid, crcs } = placed;
+        Record::Set { slot, owner, fresh, unit, mod_seq, valid, crcs }.put(&mut batch.head);
+        batch.added(Some(data));
+        install.next += 1;
+        install.data_done += len;
+        Ok(())
+    }
+
+    /// The extent of a byte of a replica, and the block within it.
+    pub fn extent_and_block(&self, offset: u64) -> (u32, u32) {
+        let slot_bytes = self.layout.slot_bytes();
+        let extent = u32::try_from(offset / slot_bytes).expect("replicas are bounded");
+        let block = u32::try_from(offset % slot_bytes / BLOCK).expect("within a slot");
+        (extent, block)
+    }
+}
+
+fn need(batch: &Batch, record_len: usize, blocks: u32) -> Result<(), Stop> {
+    if batch.fits(record_len, blocks) { Ok(()) } else { Err(Stop::Full) }
+}
+
+/// Which blocks of a unit lie among `count` blocks of its slot from `first` on.
+fn inside(unit: u32, first: u32, count: u32) -> u16 {
+    let base = unit * UNIT_BLOCKS;
+    let start = first.clamp(base, base + UNIT_BLOCKS);
+    let end = (first + count).clamp(base, base + UNIT_BLOCKS);
+    mask(start - base, end - start)
+}

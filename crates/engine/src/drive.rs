@@ -1,0 +1,248 @@
+//! An open drive: its parts, and which completion goes where.
+//!
+//! Invariant: a request that was accepted completes exactly once; nothing is done after a write
+//! or flush failed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use format::disk::{Layout, Superblock};
+use model::{id::ReplicaId, units::ByteCount};
+
+use crate::{
+    api::{Action, DriveError, Event, IoToken, OpError, OpToken, Outcome, Usage},
+    change::{Entry, Placing},
+    journal::{Journal, Tail},
+    overlay::{Key, Overlay},
+    read::{Readers, Reading},
+    space::Space,
+    table::Table,
+    writeback::Writeback,
+};
+
+#[derive(Debug)]
+pub struct Drive {
+    pub layout: Layout,
+    pub superblock: Superblock,
+    pub table: Table,
+    pub overlay: Overlay,
+    pub space: Space,
+    pub journal: Journal,
+    pub ios: Ios,
+    accepted: BTreeSet<OpToken>,
+    /// Changes whose records are to be written, in order.
+    pub queue: VecDeque<Entry>,
+    /// Changes that wait for a free slot.
+    pub starved: VecDeque<Entry>,
+    /// Changes whose payload is being written to its slots.
+    pub placing: BTreeMap<OpToken, Placing>,
+    /// Completed by the batch that is being written.
+    pub batch: Option<Vec<OpToken>>,
+    pub reading: BTreeMap<OpToken, Reading>,
+    pub readers: Readers,
+    pub writeback: Writeback,
+    /// The last batch says nothing yet about its own durability.
+    pub seal_at: Option<Instant>,
+    failure: Option<String>,
+}
+
+/// Drive actions that are under way.
+#[derive(Debug, Default)]
+pub struct Ios {
+    next: u64,
+    under_way: BTreeMap<IoToken, Io>,
+}
+
+#[derive(Debug)]
+pub enum Io {
+    Batch,
+    /// Payload of a change, on its way to its slots.
+    Payload(OpToken),
+    Read {
+        op: OpToken,
+        piece: usize,
+    },
+    Home(Vec<(Key, u64)>),
+    Page,
+    Flush,
+    Superblock(Tail),
+}
+
+impl Ios {
+    /// Goes on counting where the opening stopped.
+    pub fn after(next: u64) -> Self {
+        Self { next, under_way: BTreeMap::new() }
+    }
+
+    fn token(&mut self, io: Io) -> IoToken {
+        let token = IoToken(self.next);
+        self.next += 1;
+        self.under_way.insert(token, io);
+        token
+    }
+
+    pub fn read(&mut self, io: Io, offset: u64, length: u32, out: &mut Vec<Action>) {
+        out.push(Action::ReadDrive { token: self.token(io), offset, length });
+    }
+
+    pub fn write(&mut self, io: Io, offset: u64, data: Vec<Bytes>, out: &mut Vec<Action>) {
+        out.push(Action::WriteDrive { token: self.token(io), offset, data, durable: false });
+    }
+
+    pub fn write_durable(&mut self, io: Io, offset: u64, data: Vec<Bytes>, out: &mut Vec<Action>) {
+        out.push(Action::WriteDrive { token: self.token(io), offset, data, durable: true });
+    }
+
+    pub fn flush(&mut self, io: Io, out: &mut Vec<Action>) {
+        out.push(Action::FlushDrive { token: self.token(io) });
+    }
+
+    fn finished(&mut self, token: IoToken) -> Io {
+        self.under_way.remove(&token).expect("a completion answers an action that is under way")
+    }
+}
+
+/// What recovery hands over.
+#[derive(Debug)]
+pub struct Parts {
+    pub layout: Layout,
+    pub superblock: Superblock,
+    pub table: Table,
+    pub overlay: Overlay,
+    pub space: Space,
+    pub journal: Journal,
+    pub ios: Ios,
+}
+
+impl Drive {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { layout, superblock, table, overlay, space, journal, ios } = parts;
+        Self {
+            layout,
+            superblock,
+            table,
+            overlay,
+            space,
+            journal,
+            ios,
+            accepted: BTreeSet::new(),
+            queue: VecDeque::new(),
+            starved: VecDeque::new(),
+            placing: BTreeMap::new(),
+            batch: None,
+            reading: BTreeMap::new(),
+            readers: Readers::default(),
+            writeback: Writeback::default(),
+            seal_at: None,
+            failure: None,
+        }
+    }
+
+    pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Requested { token, request } => {
+                assert!(self.accepted.insert(token), "{token:?} is in use");
+                self.request(token, request, out);
+            }
+            Event::DriveRead { token, result } => match self.ios.finished(token) {
+                Io::Read { op, piece } => self.read_arrived(op, piece, result, out),
+                other => unreachable!("a read completed {other:?}"),
+            },
+            Event::DriveWritten { token, result } | Event::DriveFlushed { token, result } => {
+                let io = self.ios.finished(token);
+                self.wrote(now, io, result, out);
+            }
+            Event::TimeReached => self.seal_if_due(now, out),
+        }
+        self.go_on(out);
+    }
+
+    fn wrote(
+        &mut self,
+        now: Instant,
+        io: Io,
+        result: Result<(), DriveError>,
+        out: &mut Vec<Action>,
+    ) {
+        if let Err(error) = result {
+            // What the drive holds now is unknown, and asking again would not tell.
+            self.failure = Some(format!("{error} ({})", io.name()));
+            return;
+        }
+        match io {
+            Io::Batch => self.batch_written(now, out),
+            Io::Payload(op) => self.payload_written(op),
+            Io::Home(blocks) => self.home_written(blocks),
+            Io::Page => self.writeback.page_written(),
+            Io::Flush => self.writeback.flushed(),
+            Io::Superblock(tail) => self.superblock_written(tail),
+            Io::Read { .. } => unreachable!("a write completed a read"),
+        }
+    }
+
+    fn go_on(&mut self, out: &mut Vec<Action>) {
+        if self.failure.is_some() {
+            return;
+        }
+        // Pages that every batch changes can be taken only between two batches.
+        self.write_back(out);
+        self.issue_batch(out);
+        self.write_back(out);
+    }
+
+    pub fn complete(
+        &mut self,
+        token: OpToken,
+        outcome: Result<Outcome, OpError>,
+        out: &mut Vec<Action>,
+    ) {
+        assert!(self.accepted.remove(&token), "{token:?} completes once");
+        out.push(Action::Complete { token, outcome });
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.len()
+    }
+
+    pub fn failure(&mut self) -> Option<String> {
+        self.failure.take()
+    }
+
+    pub fn refuse_accepted(&mut self, out: &mut Vec<Action>) {
+        for token in std::mem::take(&mut self.accepted) {
+            out.push(Action::Complete { token, outcome: Err(OpError::DriveFailed) });
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.seal_at
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            slots_total: u64::from(self.layout.slots),
+            slots_used: self.table.slots_used(),
+            journal_bytes_used: self.journal.used(),
+        }
+    }
+
+    pub fn allocated(&self, replica: ReplicaId) -> ByteCount {
+        ByteCount::new(self.table.allocated(replica))
+    }
+}
+
+impl Io {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Batch => "writing the journal",
+            Self::Payload(_) | Self::Home(_) => "writing data",
+            Self::Read { .. } => "reading",
+            Self::Page => "writing metadata",
+            Self::Flush => "flushing",
+            Self::Superblock(_) => "writing a superblock",
+        }
+    }
+}

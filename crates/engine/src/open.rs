@@ -1,0 +1,568 @@
+//! Opening a drive: format it if it is blank, else recover what it holds.
+//!
+//! Decides: which superblock, page halves and batches count, and what may have been lost.
+//! Does not: apply records (`replay`).
+//! Invariants: a drive with content that is not ours is never written to; a batch is dropped only
+//! if nothing says that it was durable; before the drive is open, everything that counts is
+//! durable, and what was dropped can never count again.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use format::disk::{
+    BATCH_BYTES_MAX, BLOCK_LEN, DiskError, DriveShape, DriveUuid, Layout, SUPERBLOCKS_BYTES,
+    Superblock,
+    journal::decode_batch,
+    page::{PageHeader, PageKind, decode_page, fingerprint},
+};
+use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
+
+use crate::{
+    api::{Action, Event, IoToken, OpenError, OpenReplica},
+    drive::{Drive, Ios, Parts},
+    journal::{Found, Journal, Span, Tail, batch_start},
+    replay::{Batch, Relied, Replay},
+    space::Space,
+};
+
+/// Bytes read or written at once.
+const STEP_BYTES: u32 = 1 << 20;
+/// How far behind the journal's end later batches are looked for. One begins at most
+/// `BATCH_BYTES_MAX` behind another.
+const SCAN_BYTES_MAX: u64 = 64 << 20;
+
+#[derive(Debug)]
+pub struct Opening {
+    shape: DriveShape,
+    layout: Layout,
+    seed: u64,
+    token: u64,
+    step: Step,
+    superblock: Superblock,
+    replay: Replay,
+    /// Exclusive or over the halves that counted when the superblock was written.
+    fingerprint: u64,
+    checkpoint_seen: u64,
+    chain: Chain,
+}
+
+pub enum Progress {
+    More,
+    Failed(String),
+    Open { drive: Box<Drive>, replicas: Vec<OpenReplica> },
+}
+
+/// What is under way: always one drive action.
+#[derive(Debug)]
+enum Step {
+    Superblocks,
+    // A blank drive.
+    WipePages { at: u64, wiping: bool },
+    WipeJournal { at: u64 },
+    FormatFlush,
+    FormatSuperblock { left: u32 },
+    // A drive of ours.
+    Pages { first: u32, a: Option<Bytes> },
+    Chain,
+    Scan { at: u64, left: u64 },
+    Verify { left: Vec<Relied> },
+    WipeBatch,
+    Flush,
+    Superblock,
+}
+
+/// The batches found so far.
+#[derive(Debug, Default)]
+struct Chain {
+    position: u64,
+    /// Of the last batch found, held or not.
+    last_lsn: u64,
+    /// The last LSN that counts.
+    applied_lsn: u64,
+    spans: VecDeque<Span>,
+    /// The last batch found: whether it counts is known when it is known what follows.
+    held: Option<Batch>,
+    /// Something says that everything up to here was durable.
+    known_durable: u64,
+    highest_seen: u64,
+    /// Where a batch was dropped.
+    dropped: Option<u64>,
+}
+
+impl Opening {
+    pub fn begin(shape: DriveShape, layout: Layout, seed: u64, out: &mut Vec<Action>) -> Self {
+        let uuid = DriveUuid([0; 16]);
+        let mut opening = Self {
+            shape,
+            layout,
+            seed,
+            token: 0,
+            step: Step::Superblocks,
+            superblock: fresh_superblock(uuid, shape),
+            replay: Replay::new(layout),
+            fingerprint: 0,
+            checkpoint_seen: 0,
+            chain: Chain::default(),
+        };
+        let length = u32::try_from(SUPERBLOCKS_BYTES).expect("two blocks");
+        opening.read(0, length, out);
+        opening
+    }
+
+    pub fn handle(&mut self, event: Event, out: &mut Vec<Action>) -> Progress {
+        let expected = IoToken(self.token - 1);
+        let (token, result) = match event {
+            Event::DriveRead { token, result } => (token, result),
+            Event::DriveWritten { token, result } | Event::DriveFlushed { token, result } => {
+                (token, result.map(|()| Bytes::new()))
+            }
+            Event::Requested { .. } | Event::TimeReached => unreachable!("the engine keeps these"),
+        };
+        assert_eq!(token, expected, "one action at a time while opening");
+        match result {
+            Ok(bytes) => self.advance(bytes, out),
+            Err(error) => Progress::Failed(format!("{error} while opening")),
+        }
+    }
+
+    fn advance(&mut self, bytes: Bytes, out: &mut Vec<Action>) -> Progress {
+        match std::mem::replace(&mut self.step, Step::Superblocks) {
+            Step::Superblocks => return self.choose_superblock(&bytes, out),
+            Step::WipePages { at, wiping } => self.wipe_pages(at, wiping, &bytes, out),
+            Step::WipeJournal { at } => self.wipe_journal(at, out),
+            Step::FormatFlush => self.format_superblock(2, out),
+            Step::FormatSuperblock { left: 0 } => return self.open(),
+            Step::FormatSuperblock { left } => self.format_superblock(left, out),
+            Step::Pages { first, a: None } => {
+                let length = self.pages_len(first);
+                self.read(self.layout.page_offset(first, 1), length, out);
+                self.step = Step::Pages { first, a: Some(bytes) };
+            }
+            Step::Pages { first, a: Some(a) } => self.take_pages(first, &a, &bytes, out),
+            Step::Chain => self.take_window(&bytes, out),
+            Step::Scan { at, left } => self.take_scan(at, left, &bytes, out),
+            Step::Verify { left } => self.take_verify(left, &bytes, out),
+            Step::WipeBatch => {
+                self.flush(out);
+                self.step = Step::Flush;
+            }
+            Step::Flush => self.write_superblock(out),
+            Step::Superblock => return self.open(),
+        }
+        Progress::More
+    }
+
+    fn choose_superblock(&mut self, bytes: &Bytes, out: &mut Vec<Action>) -> Progress {
+        if bytes.iter().all(|&byte| byte == 0) {
+            self.superblock = fresh_superblock(new_uuid(self.seed), self.shape);
+            let at = self.layout.pages_offset;
+            self.read_pages_area(at, out);
+            return Progress::More;
+        }
+        let halves = bytes.chunks_exact(BLOCK_LEN).map(Superblock::decode);
+        let Some(found) = halves.filter_map(Result::ok).max_by_key(|s| s.sequence) else {
+            return Progress::Failed("the head of the drive holds something else".into());
+        };
+        if found.shape != self.shape {
+            let text = format!("found {:?}, configured {:?}", found.shape, self.shape);
+            return Progress::Failed(OpenError::Geometry(text).to_string());
+        }
+        self.superblock = found;
+        self.read_pages(0, out);
+        Progress::More
+    }
+
+    // Formatting.
+
+    fn read_pages_area(&mut self, at: u64, out: &mut Vec<Action>) {
+        let length = step(self.layout.journal_offset - at);
+        self.read(at, length, out);
+        self.step = Step::WipePages { at, wiping: false };
+    }
+
+    /// Pages must be zeros or ours. A thin drive's are zeros, and stay unwritten.
+    fn wipe_pages(&mut self, at: u64, wiping: bool, bytes: &Bytes, out: &mut Vec<Action>) {
+        let length = step(self.layout.journal_offset - at);
+        if !wiping && bytes.iter().any(|&byte| byte != 0) {
+            self.write_zeros(at, length, out);
+            self.step = Step::WipePages { at, wiping: true };
+            return;
+        }
+        let next = at + u64::from(length);
+        if next < self.layout.journal_offset {
+            self.read_pages_area(next, out);
+        } else {
+            self.wipe_journal(self.layout.journal_offset, out);
+        }
+    }
+
+    /// The journal is written once, so that later writes to it change no file system's metadata.
+    fn wipe_journal(&mut self, at: u64, out: &mut Vec<Action>) {
+        let end = self.layout.journal_offset + self.layout.journal_bytes;
+        if at == end {
+            self.flush(out);
+            self.step = Step::FormatFlush;
+            return;
+        }
+        let length = step(end - at);
+        self.write_zeros(at, length, out);
+        self.step = Step::WipeJournal { at: at + u64::from(length) };
+    }
+
+    fn format_superblock(&mut self, left: u32, out: &mut Vec<Action>) {
+        self.put_superblock(out);
+        self.step = Step::FormatSuperblock { left: left - 1 };
+    }
+
+    // Pages.
+
+    fn pages_len(&self, first: u32) -> u32 {
+        step(u64::from(self.layout.pages() - first) * BLOCK)
+    }
+
+    fn read_pages(&mut self, first: u32, out: &mut Vec<Action>) {
+        let length = self.pages_len(first);
+        self.read(self.layout.page_offset(first, 0), length, out);
+        self.step = Step::Pages { first, a: None };
+    }
+
+    fn take_pages(&mut self, first: u32, a: &Bytes, b: &Bytes, out: &mut Vec<Action>) {
+        let halves = a.chunks_exact(BLOCK_LEN).zip(b.chunks_exact(BLOCK_LEN));
+        for (page, (a, b)) in (first..).zip(halves) {
+            self.take_page(page, [a, b]);
+        }
+        let next = first + self.pages_len(first) / BLOCK_BYTES;
+        if next < self.layout.pages() {
+            self.read_pages(next, out);
+            return;
+        }
+        // Whatever half counted when the superblock was written must still be there.
+        self.replay.damaged |= self.fingerprint != self.superblock.pages_fingerprint;
+        self.chain.known_durable = self.chain.known_durable.max(self.superblock.durable_lsn);
+        self.chain.position = self.superblock.tail;
+        self.chain.last_lsn = self.superblock.tail_lsn;
+        self.chain.applied_lsn = self.superblock.tail_lsn;
+        self.read_chain(out);
+    }
+
+    fn take_page(&mut self, page: u32, halves: [&[u8]; 2]) {
+        let uuid = self.superblock.uuid;
+        let is_row = page < self.layout.replica_pages;
+        let kind = if is_row { PageKind::Replica } else { PageKind::Descriptors };
+        let decoded = halves.map(|half| decode_page(uuid, kind, page, half).ok());
+        let counted = newest(&decoded, self.superblock.checkpoint);
+        if let Some(half) = counted {
+            self.fingerprint ^= fingerprint(halves[half]);
+        }
+        let Some(half) = newest(&decoded, u64::MAX) else {
+            // Never written, or its first write was torn. Had it counted, the fingerprint would
+            // tell.
+            if halves.iter().any(|half| half.iter().any(|&byte| byte != 0)) {
+                self.replay.table.load_lost(page);
+            }
+            return;
+        };
+        let (header, body) = decoded[half].expect("it was chosen because it is valid");
+        self.chain.known_durable = self.chain.known_durable.max(header.lsn);
+        self.checkpoint_seen = self.checkpoint_seen.max(header.checkpoint);
+        let half_number = u8::try_from(half).expect("0 or 1");
+        self.replay.damaged |= !self.replay.table.load(&header, half_number, halves[half], body);
+    }
+}
+
+// The journal: batches from the tail on, as long as each follows the last.
+impl Opening {
+    fn read_chain(&mut self, out: &mut Vec<Action>) {
+        self.chain.position = batch_start(self.chain.position, self.layout.journal_bytes);
+        let at = self.chain.position % self.layout.journal_bytes;
+        self.read(self.layout.journal_offset + at, BATCH_BYTES_MAX, out);
+        self.step = Step::Chain;
+    }
+
+    fn take_window(&mut self, window: &Bytes, out: &mut Vec<Action>) {
+        let mut at = 0;
+        loop {
+            let position = self.chain.position;
+            if at > 0 && batch_start(position, self.layout.journal_bytes) != position {
+                return self.read_chain(out);
+            }
+            match self.next_batch(window.slice(at..)) {
+                Next::Batch(batch) => {
+                    at += usize::try_from(batch.header.batch_bytes()).expect("bounded");
+                    self.hold(batch);
+                }
+                Next::Cut if at > 0 => return self.read_chain(out),
+                Next::Cut | Next::None => break,
+            }
+        }
+        // Later batches lie behind the first that is missing.
+        let at = self.chain.position % self.layout.journal_bytes;
+        let left = self.layout.journal_bytes.min(SCAN_BYTES_MAX);
+        self.read_scan(at, left, out);
+    }
+
+    /// The batch at the chain's position, if it is the one that follows.
+    fn next_batch(&self, bytes: Bytes) -> Next {
+        let (header, records) = match decode_batch(self.superblock.uuid, &bytes) {
+            Ok(found) => found,
+            Err(DiskError::Short) => return Next::Cut,
+            Err(_) => return Next::None,
+        };
+        let follows = header.position == self.chain.position
+            && header.previous_lsn == self.chain.last_lsn
+            && header.first_lsn > self.chain.last_lsn
+            && header.position + header.batch_bytes() - self.superblock.tail
+                <= self.layout.journal_bytes;
+        if !follows {
+            return Next::None;
+        }
+        let head = usize::from(header.head_blocks) * BLOCK_LEN;
+        let end = head + usize::from(header.payload_blocks) * BLOCK_LEN;
+        if end > bytes.len() {
+            return Next::Cut;
+        }
+        Next::Batch(Batch { header, records, payload: bytes.slice(head..end) })
+    }
+
+    /// Another batch was found: the one before it was durable when this one was written.
+    fn hold(&mut self, batch: Batch) {
+        self.apply_held();
+        self.chain.position = batch.end();
+        self.chain.last_lsn = batch.header.last_lsn();
+        self.chain.known_durable = self.chain.known_durable.max(batch.header.durable_lsn);
+        self.chain.held = Some(batch);
+    }
+
+    fn apply_held(&mut self) {
+        let Some(batch) = self.chain.held.take() else { return };
+        self.replay.apply(&batch);
+        let last_lsn = batch.header.last_lsn();
+        let (start, end) = (batch.header.position, batch.end());
+        self.chain.spans.push_back(Span { start, end, last_lsn });
+        self.chain.applied_lsn = last_lsn;
+    }
+
+    fn read_scan(&mut self, at: u64, left: u64, out: &mut Vec<Action>) {
+        let length = step(left.min(self.layout.journal_bytes - at));
+        self.read(self.layout.journal_offset + at, length, out);
+        self.step = Step::Scan { at, left };
+    }
+
+    /// A whole batch that was written after the first missing one means that the missing one was
+    /// durable once.
+    fn take_scan(&mut self, at: u64, left: u64, bytes: &Bytes, out: &mut Vec<Action>) {
+        let len = u64::try_from(bytes.len()).expect("fits");
+        let is_last = len == left || at + len == self.layout.journal_bytes;
+        let mut done = bytes.len();
+        for from in (0..bytes.len()).step_by(BLOCK_LEN) {
+            match decode_batch(self.superblock.uuid, &bytes[from..]) {
+                Ok((header, _)) if header.previous_lsn > self.chain.last_lsn => {
+                    self.replay.damaged = true;
+                    self.chain.highest_seen = self.chain.highest_seen.max(header.last_lsn());
+                }
+                // A head that goes on behind what was read: read it again, from there.
+                Err(DiskError::Short) if from > 0 && !is_last => {
+                    done = from;
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let done = u64::try_from(done).expect("fits");
+        if left > done {
+            let at = (at + done) % self.layout.journal_bytes;
+            return self.read_scan(at, left - done, out);
+        }
+        self.replay.damaged |= self.chain.last_lsn < self.chain.known_durable;
+        self.judge_held(out);
+    }
+
+    /// The last batch counts if it was durable, or if all it relies on is on the drive.
+    fn judge_held(&mut self, out: &mut Vec<Action>) {
+        let Some(held) = &self.chain.held else { return self.settle(out) };
+        let durable = self.replay.damaged || held.header.last_lsn() <= self.chain.known_durable;
+        if durable {
+            self.apply_held();
+            self.settle(out);
+        } else if !held.payload_is_whole() {
+            self.drop_held(out);
+        } else {
+            let mut left = held.relied_on();
+            left.reverse();
+            self.verify(left, out);
+        }
+    }
+
+    fn verify(&mut self, left: Vec<Relied>, out: &mut Vec<Action>) {
+        let Some(next) = left.last() else {
+            self.apply_held();
+            return self.settle(out);
+        };
+        let inside =
+            next.slot < self.layout.slots && next.first + next.count() <= self.layout.slot_blocks;
+        if !inside {
+            return self.drop_held(out);
+        }
+        let at = self.layout.slot_offset(next.slot) + u64::from(next.first) * BLOCK;
+        self.read(at, next.count() * BLOCK_BYTES, out);
+        self.step = Step::Verify { left };
+    }
+
+    fn take_verify(&mut self, mut left: Vec<Relied>, bytes: &Bytes, out: &mut Vec<Action>) {
+        let run = left.pop().expect("its blocks were read");
+        if run.is_held_by(bytes) {
+            self.verify(left, out);
+        } else {
+            self.drop_held(out);
+        }
+    }
+
+    /// Its head is wiped, so that it cannot count after the next crash either: readers may have
+    /// seen by then that it did not.
+    fn drop_held(&mut self, out: &mut Vec<Action>) {
+        let held = self.chain.held.take().expect("it is being judged");
+        self.chain.position = held.header.position;
+        self.chain.last_lsn = self.chain.applied_lsn;
+        self.chain.dropped = Some(held.header.position);
+        self.settle(out);
+    }
+
+    // The end.
+
+    fn settle(&mut self, out: &mut Vec<Action>) {
+        match self.chain.dropped {
+            Some(position) => {
+                let at = self.layout.journal_offset + position % self.layout.journal_bytes;
+                self.write_zeros(at, BLOCK_BYTES, out);
+                self.step = Step::WipeBatch;
+            }
+            None => {
+                self.flush(out);
+                self.step = Step::Flush;
+            }
+        }
+    }
+
+    /// Everything that was found is on stable media now.
+    fn write_superblock(&mut self, out: &mut Vec<Action>) {
+        let chain = &self.chain;
+        let superblock = &mut self.superblock;
+        superblock.checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
+        superblock.pages_fingerprint = self.replay.table.fingerprint();
+        superblock.durable_lsn = chain.applied_lsn;
+        if self.replay.damaged {
+            let highest = chain.highest_seen.max(chain.known_durable).max(chain.applied_lsn);
+            superblock.durable_lsn = highest;
+            superblock.stale_lsn = highest;
+        }
+        self.put_superblock(out);
+        self.step = Step::Superblock;
+    }
+
+    fn open(&mut self) -> Progress {
+        let layout = self.layout;
+        let replay = std::mem::replace(&mut self.replay, Replay::new(layout));
+        let Replay { mut table, overlay, stale, .. } = replay;
+        let used = table.index();
+        let chain = std::mem::take(&mut self.chain);
+        let superblock = self.superblock;
+        let journal = Journal::new(
+            layout.journal_bytes,
+            Found {
+                tail: Tail { position: superblock.tail, lsn: superblock.tail_lsn },
+                head: chain.position,
+                last_lsn: chain.applied_lsn,
+                next_lsn: superblock.durable_lsn.max(chain.applied_lsn) + 1,
+                batches: chain.spans,
+            },
+        );
+        let replicas = table
+            .replicas()
+            .map(|(id, row)| OpenReplica {
+                replica: id,
+                size: ByteCount::new(row.size),
+                meta: row.meta.clone(),
+                mod_seq_max: table.mod_seq_max(id),
+                stale: stale.contains(&id) || table.row_lsn(id) <= superblock.stale_lsn,
+            })
+            .collect();
+        let space = Space::new(layout.slots, &used);
+        let ios = Ios::after(self.token);
+        let parts = Parts { layout, superblock, table, overlay, space, journal, ios };
+        Progress::Open { drive: Box::new(Drive::new(parts)), replicas }
+    }
+
+    // Drive actions.
+
+    fn next_token(&mut self) -> IoToken {
+        self.token += 1;
+        IoToken(self.token - 1)
+    }
+
+    fn read(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
+        out.push(Action::ReadDrive { token: self.next_token(), offset, length });
+    }
+
+    fn write_zeros(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
+        let data = vec![BytesMut::zeroed(usize::try_from(length).expect("small")).freeze()];
+        out.push(Action::WriteDrive { token: self.next_token(), offset, data, durable: false });
+    }
+
+    fn flush(&mut self, out: &mut Vec<Action>) {
+        out.push(Action::FlushDrive { token: self.next_token() });
+    }
+
+    fn put_superblock(&mut self, out: &mut Vec<Action>) {
+        self.superblock.sequence += 1;
+        let offset = self.superblock.sequence % 2 * BLOCK;
+        let data = vec![self.superblock.encode()];
+        out.push(Action::WriteDrive { token: self.next_token(), offset, data, durable: true });
+    }
+}
+
+enum Next {
+    Batch(Batch),
+    /// It may go on behind what was read.
+    Cut,
+    None,
+}
+
+/// The valid half written last, of those written up to `checkpoint`.
+fn newest(halves: &[Option<(PageHeader, &[u8])>; 2], checkpoint: u64) -> Option<usize> {
+    let written = |half: &usize| halves[*half].map(|(header, _)| header.checkpoint);
+    let counted = |half: &usize| written(half).is_some_and(|at| at <= checkpoint);
+    (0..2).filter(counted).max_by_key(written)
+}
+
+fn fresh_superblock(uuid: DriveUuid, shape: DriveShape) -> Superblock {
+    Superblock {
+        uuid,
+        shape,
+        sequence: 0,
+        tail: 0,
+        tail_lsn: 0,
+        durable_lsn: 0,
+        checkpoint: 0,
+        pages_fingerprint: 0,
+        stale_lsn: 0,
+    }
+}
+
+/// Two rounds of splitmix64.
+fn new_uuid(seed: u64) -> DriveUuid {
+    let mut state = seed;
+    let mut word = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)).to_le_bytes()
+    };
+    let mut uuid = [0; 16];
+    uuid[..8].copy_from_slice(&word());
+    uuid[8..].copy_from_slice(&word());
+    DriveUuid(uuid)
+}
+
+fn step(left: u64) -> u32 {
+    u32::try_from(left.min(u64::from(STEP_BYTES))).expect("bounded by the step")
+}

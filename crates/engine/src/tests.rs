@@ -1,0 +1,5 @@
+//! The engine on a simulated drive.
+
+mod cases;
+mod crash;
+mod sim;

@@ -1,0 +1,239 @@
+//! Writing home: what frees the journal.
+//!
+//! A cycle takes everything up to its cut (what was durable when it began): it writes the overlay's
+//! blocks home, then the pages that changed, then flushes, then moves the tail to the cut in
+//! a superblock.
+//!
+//! Decides: when a cycle runs and how hard.
+//! Invariants: only durable content is written home, and only pages all of whose records are
+//! durable; the tail passes a record only when everything it says is on stable media elsewhere; a
+//! page is written at most once per checkpoint, into the half that does not count yet.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use format::disk::BLOCK_LEN;
+use model::{units::BLOCK, volume::Media};
+
+use crate::{
+    api::Action,
+    drive::{Drive, Io},
+    journal::Tail,
+    overlay::Key,
+};
+
+/// Longest merged home write, in blocks.
+const RUN_BLOCKS_MAX: usize = 256;
+
+#[derive(Debug, Default)]
+pub struct Writeback {
+    stage: Stage,
+    /// The journal is full: run although it may be early.
+    pub wanted: bool,
+    /// Home or page writes under way.
+    writes: usize,
+    /// Slots with a home write under way, and how many.
+    homes: BTreeMap<u32, usize>,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Idle,
+    Home {
+        cut: u64,
+        next: Key,
+    },
+    Pages {
+        cut: u64,
+        left: VecDeque<u32>,
+    },
+    /// Everything is written; the records it came from must be durable before the tail moves.
+    Written {
+        cut: u64,
+        applied: u64,
+    },
+    Flushing {
+        cut: u64,
+    },
+    Flushed {
+        cut: u64,
+    },
+    Superblock,
+}
+
+impl Writeback {
+    /// Whether a write to the slot is under way.
+    pub fn writes_to(&self, slot: u32) -> bool {
+        self.homes.contains_key(&slot)
+    }
+
+    pub fn page_written(&mut self) {
+        self.writes -= 1;
+    }
+
+    pub fn flushed(&mut self) {
+        let Stage::Flushing { cut } = self.stage else { unreachable!("no flush was issued") };
+        self.stage = Stage::Flushed { cut };
+    }
+}
+
+impl Drive {
+    /// Goes on with the cycle, or begins one when the journal is filling up.
+    pub fn write_back(&mut self, out: &mut Vec<Action>) {
+        loop {
+            let next = match &mut self.writeback.stage {
+                Stage::Idle => self.begin_cycle(),
+                Stage::Home { .. } => self.write_homes(out),
+                Stage::Pages { .. } => self.write_pages(out),
+                &mut Stage::Written { cut, applied } => (self.journal.durable_lsn() >= applied)
+                    .then(|| {
+                        self.ios.flush(Io::Flush, out);
+                        Stage::Flushing { cut }
+                    }),
+                &mut Stage::Flushed { cut } => Some(self.write_superblock(cut, out)),
+                Stage::Flushing { .. } | Stage::Superblock => None,
+            };
+            match next {
+                Some(stage) => self.writeback.stage = stage,
+                None => return,
+            }
+        }
+    }
+
+    fn begin_cycle(&mut self) -> Option<Stage> {
+        let due = self.journal.used() >= self.journal.size() / 2;
+        let anything = self.journal.tail().lsn < self.journal.durable_lsn();
+        if !anything || !due && !self.writeback.wanted {
+            return None;
+        }
+        self.writeback.wanted = false;
+        let cut = self.journal.durable_lsn();
+        Some(Stage::Home { cut, next: Key { slot: 0, block: 0 } })
+    }
+
+    /// Writes of a cycle at once: few while there is room in the journal, so that requests come
+    /// first; many when they would soon have to wait for it.
+    fn writes_max(&self) -> usize {
+        let (used, size) = (self.journal.used(), self.journal.size());
+        let eager = self.writeback.wanted || used >= size / 4 * 3;
+        match (self.layout.media, eager) {
+            (Media::Ssd, false) => 4,
+            (Media::Ssd, true) => 32,
+            (Media::Hdd, false) => 1,
+            (Media::Hdd, true) => 4,
+        }
+    }
+
+    fn write_homes(&mut self, out: &mut Vec<Action>) -> Option<Stage> {
+        let Stage::Home { cut, mut next } = self.writeback.stage else { unreachable!("matched") };
+        while self.writeback.writes < self.writes_max() {
+            let Some(run) = self.home_run(cut, next) else {
+                next = Key { slot: u32::MAX, block: 0 };
+                if self.writeback.writes > 0 {
+                    break;
+                }
+                let left = self.table.take_dirty().into_iter().collect();
+                return Some(Stage::Pages { cut, left });
+            };
+            let (first, _, _) = run[0];
+            let (last, _, _) = run[run.len() - 1];
+            next = Key { slot: last.slot, block: last.block + 1 };
+            self.write_run(first, run, out);
+        }
+        self.writeback.stage = Stage::Home { cut, next };
+        None
+    }
+
+    /// The next blocks that lie one behind the other on the drive. A block with newer content than
+    /// the cut stays: its record stays in the journal too.
+    fn home_run(&self, cut: u64, next: Key) -> Option<Vec<(Key, u64, Bytes)>> {
+        let mut run: Vec<(Key, u64, Bytes)> = Vec::new();
+        for (key, block) in self.overlay.from(next) {
+            let follows = run.last().is_none_or(|&(last, _, _)| self.follows(last, key));
+            if !follows || run.len() == RUN_BLOCKS_MAX {
+                break;
+            }
+            if block.lsn <= cut {
+                run.push((key, block.lsn, block.data.clone()));
+            } else if !run.is_empty() {
+                break;
+            }
+        }
+        (!run.is_empty()).then_some(run)
+    }
+
+    fn follows(&self, a: Key, b: Key) -> bool {
+        if a.slot == b.slot {
+            return a.block + 1 == b.block;
+        }
+        a.slot + 1 == b.slot && a.block + 1 == self.layout.slot_blocks && b.block == 0
+    }
+
+    fn write_run(&mut self, first: Key, run: Vec<(Key, u64, Bytes)>, out: &mut Vec<Action>) {
+        let offset = self.layout.slot_offset(first.slot) + u64::from(first.block) * BLOCK;
+        let mut keys = Vec::with_capacity(run.len());
+        let mut segments = Vec::with_capacity(run.len());
+        for (key, lsn, data) in run {
+            assert_eq!(data.len(), BLOCK_LEN);
+            keys.push((key, lsn));
+            segments.push(data);
+            *self.writeback.homes.entry(key.slot).or_default() += 1;
+        }
+        self.writeback.writes += 1;
+        self.ios.write(Io::Home(keys), offset, segments, out);
+    }
+
+    pub fn home_written(&mut self, blocks: Vec<(Key, u64)>) {
+        self.writeback.writes -= 1;
+        for (key, lsn) in blocks {
+            self.overlay.remove_written(key, lsn);
+            let count = self.writeback.homes.get_mut(&key.slot).expect("counted when issued");
+            *count -= 1;
+            if *count == 0 {
+                self.writeback.homes.remove(&key.slot);
+            }
+        }
+        self.release_slots();
+    }
+
+    fn write_pages(&mut self, out: &mut Vec<Action>) -> Option<Stage> {
+        let max = self.writes_max();
+        let Stage::Pages { cut, left } = &mut self.writeback.stage else { unreachable!("matched") };
+        let cut = *cut;
+        let mut looks = left.len();
+        while looks > 0 && self.writeback.writes < max {
+            looks -= 1;
+            let page = left.pop_front().expect("counted");
+            if self.table.page_lsn(page) > self.journal.durable_lsn() {
+                left.push_back(page);
+                continue;
+            }
+            let checkpoint = self.superblock.checkpoint + 1;
+            let (offset, image) = self.table.capture(self.superblock.uuid, page, checkpoint);
+            self.writeback.writes += 1;
+            self.ios.write(Io::Page, offset, vec![image], out);
+        }
+        let done = left.is_empty() && self.writeback.writes == 0;
+        done.then(|| Stage::Written { cut, applied: self.journal.last_lsn() })
+    }
+
+    fn write_superblock(&mut self, cut: u64, out: &mut Vec<Action>) -> Stage {
+        let tail = self.journal.tail_after(cut);
+        self.superblock.sequence += 1;
+        self.superblock.checkpoint += 1;
+        self.superblock.tail = tail.position;
+        self.superblock.tail_lsn = tail.lsn;
+        self.superblock.durable_lsn = self.journal.durable_lsn();
+        self.superblock.pages_fingerprint = self.table.fingerprint();
+        let offset = self.superblock.sequence % 2 * BLOCK;
+        let image = self.superblock.encode();
+        self.ios.write_durable(Io::Superblock(tail), offset, vec![image], out);
+        Stage::Superblock
+    }
+
+    pub fn superblock_written(&mut self, tail: Tail) {
+        self.journal.release(tail);
+        self.writeback.stage = Stage::Idle;
+    }
+}

@@ -1,0 +1,246 @@
+//! What an engine keeps on its drive. `docs/disk.md` is the specification, byte by byte.
+//!
+//! Decides: where each area lies, how superblocks, pages and journal batches are encoded, and
+//! whether bytes read back are this drive's and whole.
+//! Does not: decide which of two valid halves counts, or what a record does.
+//! Invariants: no input makes a decoder panic or allocate more than its input justifies; every
+//! structure carries the drive's identity, so what an earlier format of the drive or a guest's
+//! data left there is never taken for it.
+
+pub mod journal;
+pub mod page;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use model::{
+    units::{BLOCK, BLOCK_BYTES},
+    volume::Media,
+};
+
+/// A drive structure is read and written in whole blocks.
+pub const BLOCK_LEN: usize = BLOCK_BYTES as usize;
+/// Blocks of a resync unit, which `mod_seq` belongs to on every media.
+pub const UNIT_BLOCKS: u32 = 16;
+pub const UNIT_BYTES: u32 = UNIT_BLOCKS * BLOCK_BYTES;
+/// Superblock B lies right behind superblock A, at the head of the drive.
+pub const SUPERBLOCKS_BYTES: u64 = 2 * BLOCK;
+/// A journal batch is never longer, and never begins closer to the end of the journal.
+pub const BATCH_BYTES_MAX: u32 = 1 << 20;
+pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
+pub const REPLICAS_MAX: u32 = 4096;
+/// CRC32C of 4 KiB of zeros.
+pub const ZERO_BLOCK_CRC: u32 = 0x98f9_4189;
+
+const SUPERBLOCK_MAGIC: u32 = 0x3153_4c50; // "PLS1" on the drive.
+const FORMAT_VERSION: u16 = 1;
+const AREA_ALIGN: u64 = 64 << 10;
+
+/// Why bytes are not the structure that was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    #[error("bad magic")]
+    Magic,
+    #[error("format version {0} is not known here (only {FORMAT_VERSION})")]
+    Version(u16),
+    #[error("checksum mismatch")]
+    Crc,
+    #[error("it belongs to another drive or another place")]
+    Foreign,
+    #[error("field '{0}' is out of its range")]
+    Field(&'static str),
+    #[error("it is cut short")]
+    Short,
+}
+
+/// The identity a drive got when it was formatted. Never told to anybody, so that no guest can
+/// write data that passes for a structure of the drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriveUuid(pub [u8; 16]);
+
+/// What decides the layout. Fixed when the drive is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriveShape {
+    pub media: Media,
+    pub drive_bytes: u64,
+    pub journal_bytes: u64,
+    pub replicas_max: u32,
+}
+
+/// Where each area of a drive lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub media: Media,
+    /// Blocks of a slot, the extent of space.
+    pub slot_blocks: u32,
+    pub replica_pages: u32,
+    pub descriptor_pages: u32,
+    /// Two tables of `pages()` blocks each, A then B.
+    pub pages_offset: u64,
+    pub journal_offset: u64,
+    pub journal_bytes: u64,
+    pub slots_offset: u64,
+    pub slots: u32,
+}
+
+impl Layout {
+    /// The layout of such a drive, or how many bytes it would need at least.
+    pub fn of(shape: &DriveShape) -> Result<Self, u64> {
+        let slot_bytes = u64::from(shape.media.extent_bytes());
+        let slot_blocks = shape.media.extent_bytes() / BLOCK_BYTES;
+        let per_page = page::descriptors_per_page(slot_blocks);
+        let journal_bytes = shape.journal_bytes / AREA_ALIGN * AREA_ALIGN;
+        let pages_offset = AREA_ALIGN;
+        let fixed = pages_offset
+            + (2 * u64::from(shape.replicas_max) * BLOCK).next_multiple_of(AREA_ALIGN)
+            + journal_bytes
+            + slot_bytes
+            + 2 * AREA_ALIGN;
+        let wanted = fixed + u64::from(per_page) * slot_bytes + 2 * BLOCK;
+        if journal_bytes < JOURNAL_BYTES_MIN
+            || shape.replicas_max == 0
+            || shape.replicas_max > REPLICAS_MAX
+            || shape.drive_bytes < wanted
+        {
+            return Err(wanted.max(fixed - journal_bytes + JOURNAL_BYTES_MIN));
+        }
+        // A page of descriptors costs two blocks for its slots.
+        let group = u64::from(per_page) * slot_bytes + 2 * BLOCK;
+        let descriptor_pages = (shape.drive_bytes - fixed) / group;
+        let descriptor_pages =
+            u32::try_from(descriptor_pages).unwrap_or(u32::MAX).min(u32::MAX / per_page - 1);
+        let tables = 2 * BLOCK * (u64::from(shape.replicas_max) + u64::from(descriptor_pages));
+        let journal_offset = (pages_offset + tables).next_multiple_of(AREA_ALIGN);
+        let slots_offset = (journal_offset + journal_bytes).next_multiple_of(slot_bytes);
+        let slots = descriptor_pages * per_page;
+        assert!(slots_offset + u64::from(slots) * slot_bytes <= shape.drive_bytes);
+        Ok(Self {
+            media: shape.media,
+            slot_blocks,
+            replica_pages: shape.replicas_max,
+            descriptor_pages,
+            pages_offset,
+            journal_offset,
+            journal_bytes,
+            slots_offset,
+            slots,
+        })
+    }
+
+    pub fn slot_bytes(&self) -> u64 {
+        u64::from(self.slot_blocks) * BLOCK
+    }
+
+    /// Resync units in a slot.
+    pub fn slot_units(&self) -> u32 {
+        self.slot_blocks / UNIT_BLOCKS
+    }
+
+    pub fn pages(&self) -> u32 {
+        self.replica_pages + self.descriptor_pages
+    }
+
+    /// Where a half (0: A, 1: B) of a page lies.
+    pub fn page_offset(&self, page: u32, half: u8) -> u64 {
+        assert!(page < self.pages() && half < 2, "page {page} half {half}");
+        let index = u64::from(half) * u64::from(self.pages()) + u64::from(page);
+        self.pages_offset + index * BLOCK
+    }
+
+    pub fn slot_offset(&self, slot: u32) -> u64 {
+        assert!(slot < self.slots, "slot {slot} of {}", self.slots);
+        self.slots_offset + u64::from(slot) * self.slot_bytes()
+    }
+}
+
+/// Where recovery begins. Two of them, written in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    pub uuid: DriveUuid,
+    pub shape: DriveShape,
+    /// Rises with each write; the valid one with the higher counts.
+    pub sequence: u64,
+    /// Journal position, not reduced by its size, of the first batch that is still needed.
+    pub tail: u64,
+    /// The last LSN before that batch.
+    pub tail_lsn: u64,
+    /// Everything up to this LSN was durable when this was written.
+    pub durable_lsn: u64,
+    /// Pages written up to this checkpoint are durable.
+    pub checkpoint: u64,
+    /// Exclusive or of [`page::fingerprint`] over the last halves written up to `checkpoint`.
+    pub pages_fingerprint: u64,
+    /// Replicas whose record is not newer than this LSN may miss acknowledged changes.
+    pub stale_lsn: u64,
+}
+
+impl Superblock {
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(BLOCK_LEN);
+        out.put_u32_le(SUPERBLOCK_MAGIC);
+        out.put_u16_le(FORMAT_VERSION);
+        out.put_u16_le(match self.shape.media {
+            Media::Ssd => 1,
+            Media::Hdd => 2,
+        });
+        out.put_slice(&self.uuid.0);
+        out.put_u64_le(self.shape.drive_bytes);
+        out.put_u64_le(self.shape.journal_bytes);
+        out.put_u32_le(self.shape.replicas_max);
+        out.put_u32_le(0);
+        out.put_u64_le(self.sequence);
+        out.put_u64_le(self.tail);
+        out.put_u64_le(self.tail_lsn);
+        out.put_u64_le(self.durable_lsn);
+        out.put_u64_le(self.checkpoint);
+        out.put_u64_le(self.pages_fingerprint);
+        out.put_u64_le(self.stale_lsn);
+        out.resize(BLOCK_LEN - 4, 0);
+        let crc = crc32c::crc32c(&out);
+        out.put_u32_le(crc);
+        out.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, DiskError> {
+        if bytes.len() != BLOCK_LEN {
+            return Err(DiskError::Short);
+        }
+        let (mut body, mut stored) = bytes.split_at(BLOCK_LEN - 4);
+        if body.get_u32_le() != SUPERBLOCK_MAGIC {
+            return Err(DiskError::Magic);
+        }
+        if crc32c::crc32c(&bytes[..BLOCK_LEN - 4]) != stored.get_u32_le() {
+            return Err(DiskError::Crc);
+        }
+        let version = body.get_u16_le();
+        if version != FORMAT_VERSION {
+            return Err(DiskError::Version(version));
+        }
+        let media = match body.get_u16_le() {
+            1 => Media::Ssd,
+            2 => Media::Hdd,
+            _ => return Err(DiskError::Field("media")),
+        };
+        let mut uuid = [0; 16];
+        body.copy_to_slice(&mut uuid);
+        let shape = DriveShape {
+            media,
+            drive_bytes: body.get_u64_le(),
+            journal_bytes: body.get_u64_le(),
+            replicas_max: body.get_u32_le(),
+        };
+        body.advance(4);
+        Ok(Self {
+            uuid: DriveUuid(uuid),
+            shape,
+            sequence: body.get_u64_le(),
+            tail: body.get_u64_le(),
+            tail_lsn: body.get_u64_le(),
+            durable_lsn: body.get_u64_le(),
+            checkpoint: body.get_u64_le(),
+            pages_fingerprint: body.get_u64_le(),
+            stale_lsn: body.get_u64_le(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
