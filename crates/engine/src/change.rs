@@ -111,7 +111,7 @@ impl Drive {
     pub fn check_range(&self, replica: ReplicaId, offset: u64, length: u64) -> Result<(), OpError> {
         let size = self.table.replica(replica).ok_or(OpError::UnknownReplica)?.size;
         let end = offset.checked_add(length).ok_or(OpError::OutOfRange)?;
-        if offset % BLOCK != 0 || length % BLOCK != 0 || end > size {
+        if !offset.is_multiple_of(BLOCK) || !length.is_multiple_of(BLOCK) || end > size {
             return Err(OpError::OutOfRange);
         }
         Ok(())
@@ -152,7 +152,7 @@ impl Drive {
             let valid = valid_bits(meta).ok_or(OpError::OutOfRange)?;
             let used = u64::from(16 - valid.leading_zeros()) * BLOCK;
             let end = meta.offset.checked_add(used).ok_or(OpError::OutOfRange)?;
-            let aligned = meta.offset % u64::from(UNIT_BYTES) == 0;
+            let aligned = meta.offset.is_multiple_of(u64::from(UNIT_BYTES));
             if !aligned || meta.offset < next_offset || meta.offset >= size || end > size {
                 return Err(OpError::OutOfRange);
             }
@@ -315,7 +315,7 @@ pub fn valid_bits(meta: &UnitMeta) -> Option<u16> {
 
 fn check_row(size: ByteCount, meta: &Bytes) -> Result<(), OpError> {
     assert!(meta.len() <= META_BYTES_MAX, "metadata of {} bytes", meta.len());
-    if size.get() % BLOCK != 0 || size.get() > REPLICA_BYTES_MAX {
+    if !size.get().is_multiple_of(BLOCK) || size.get() > REPLICA_BYTES_MAX {
         return Err(OpError::OutOfRange);
     }
     Ok(())

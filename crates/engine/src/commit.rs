@@ -5,15 +5,13 @@
 //! Invariants: a record is applied when its batch is issued, in the order of LSNs; a change
 //! completes when the batch with its last record is durable.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use format::disk::{
     BLOCK_LEN, UNIT_BLOCKS,
     journal::{DataHead, PlacedUnit, RECORD_BLOCKS_MAX, RECORD_LEN_MAX, Record, put_data},
     page::{Owner, ReplicaRow},
 };
-use model::{epoch::ModSeq, id::ReplicaId, units::BLOCK};
+use model::{epoch::ModSeq, id::ReplicaId, time::Instant, units::BLOCK};
 
 use crate::{
     api::{Action, OpError},

@@ -3,14 +3,11 @@
 //! Invariant: a request that was accepted completes exactly once; nothing is done after a write
 //! or flush failed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Instant,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use format::disk::{Layout, Superblock};
-use model::{id::ReplicaId, units::ByteCount};
+use model::{id::ReplicaId, time::Instant, units::ByteCount};
 
 use crate::{
     api::{Action, DriveError, Event, IoToken, OpError, OpToken, Outcome, Usage},

@@ -1,12 +1,9 @@
 //! The machine of one drive: opening, open, out of service.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
 
 use format::disk::{DriveShape, Layout};
-use model::{id::ReplicaId, units::ByteCount};
+use model::{id::ReplicaId, time::Instant, units::ByteCount};
 
 use crate::{
     api::{Action, Event, Geometry, OpError, OpToken, OpenError, Request, Usage},

@@ -3,11 +3,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use model::volume::Media;
+use model::{time::Instant, volume::Media};
 
 use crate::{
     Engine,
@@ -189,7 +189,7 @@ impl Bench {
     /// Starts to open; nothing is carried out yet.
     pub fn start(geometry: Geometry, image: Image) -> Self {
         let mut out = Vec::new();
-        let now = Instant::now();
+        let now = Instant::ZERO;
         let engine = Engine::open(geometry, 7, now, &mut out).expect("large enough");
         let mut bench = Self {
             engine,
