@@ -285,7 +285,8 @@ impl<P> Reactor<P> {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.read_closed |= event.is_read_closed() || event.is_error();
         conn.readable |= event.is_readable() || conn.read_closed;
-        conn.writable |= event.is_writable();
+        // A write is how a peer's death is met while nothing is read.
+        conn.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         let unsent = conn.output.bytes() > 0;
         self.mark_hot(id);
         if unsent {

@@ -437,6 +437,25 @@ fn a_peer_that_does_not_read_is_not_read_from_and_loses_nothing() {
 }
 
 #[test]
+fn a_peer_that_dies_without_reading_is_noticed() {
+    let mut side = Side::new();
+    let address = side.listen(ANY);
+    let mut client = Client::greeted(address);
+    let conn = side.opened();
+    for request in 0..64 {
+        side.reactor.send(conn, reply(request, Bytes::from(vec![7; 1 << 20])));
+    }
+    client.send(&wire(read_request(1)));
+    let deadline = side.reactor.now() + Duration::from_millis(20);
+    while side.reactor.now() < deadline {
+        side.reactor.turn(Some(deadline), &mut side.events).expect("a turn");
+    }
+    assert!(side.events.is_empty(), "it was read from: {:?}", side.events);
+    drop(client);
+    assert_eq!(side.closed(), conn);
+}
+
+#[test]
 fn a_queue_beyond_its_bound_ends_the_link_instead_of_growing() {
     let (mut stuck, mut dialer) = (Side::new(), Side::new());
     let address = stuck.listen(ANY);
