@@ -2,7 +2,8 @@
 //!
 //! Decides: when its export is opened, resized and closed, and what the manager is told of it.
 //! Invariants:
-//! - a new size is shown only after the primary has adopted the configuration that brings it;
+//! - a new size is shown only after the primary has adopted the configuration that brings it
+//!   (after a restart the cached size is shown at once, and requests wait for the primary);
 //! - `Attached` is reported when programs can use the device and the cache that names it is
 //!   durable;
 //! - `Detached` is reported once nothing of the attachment is in flight here, and nothing will

@@ -23,7 +23,7 @@ use format::{
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::GroupConfig,
-    id::{GroupId, ServerId},
+    id::{GroupId, ReplicaId, ServerId},
     time::Instant,
     units::BLOCK,
 };
@@ -50,6 +50,8 @@ pub struct Session {
     number: u64,
     epoch: Epoch,
     primary: ServerId,
+    /// Its replica: a migration may move the primary between two drives of one server.
+    replica: ReplicaId,
     path: Path,
     requests_numbered: u64,
     in_flight: BTreeMap<u64, InFlight>,
@@ -139,6 +141,7 @@ impl Session {
             number,
             epoch: config.epoch,
             primary: config.primary().server.clone(),
+            replica: config.primary().replica,
             path: Path::Down,
             requests_numbered: 0,
             in_flight: BTreeMap::new(),
@@ -165,9 +168,10 @@ impl Session {
     pub fn reconfigure(&mut self, config: &GroupConfig, cx: &mut Context<'_>) {
         assert!(config.epoch > self.epoch, "a configuration that is not newer");
         self.epoch = config.epoch;
-        let primary = &config.primary().server;
-        if *primary != self.primary {
-            self.primary = primary.clone();
+        let primary = config.primary();
+        if primary.server != self.primary || primary.replica != self.replica {
+            self.primary = primary.server.clone();
+            self.replica = primary.replica;
             self.forget_sent();
         }
         self.backoff = cx.timing.retry_min;

@@ -66,6 +66,15 @@ pub fn attach(epoch: u64, primary: usize, blocks: usize) -> Attach {
     }
 }
 
+/// As [`attach`], of another volume.
+pub fn attach_other(epoch: u64, primary: usize, blocks: usize) -> Attach {
+    let mut attach = attach(epoch, primary, blocks);
+    attach.volume = VolumeId::from_raw(2);
+    attach.config.volume = attach.volume;
+    attach.config.group = GroupId::from_raw(2);
+    attach
+}
+
 pub fn params(cached: Vec<Attach>) -> NodeParams {
     NodeParams {
         cluster: "test".into(),

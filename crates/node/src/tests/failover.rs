@@ -7,9 +7,10 @@ use format::{
     ctl::{FromManager, ToManager},
     data::{DataMessage, Status},
 };
+use model::id::ReplicaId;
 
 use super::bench::{
-    BLOCK, Bench, What, attach, opening, replies, sent, sent_one, server, to_manager,
+    BLOCK, Bench, What, attach, attach_other, opening, replies, sent, sent_one, server, to_manager,
 };
 use crate::api::{Action, Event, GuestReply};
 
@@ -156,6 +157,20 @@ fn a_new_configuration_under_the_same_primary_leaves_what_is_in_flight() {
 }
 
 #[test]
+fn a_primary_that_moves_within_its_server_is_sent_everything_again() {
+    let mut bench = Bench::serving(16);
+    let (token, actions) = bench.write(0, &vec![1; BLOCK]);
+    let first = sent_one(&actions);
+    let mut moved = attach(2, 1, 16);
+    moved.config.members[0].replica = ReplicaId::from_raw(77);
+    let id = opening(&bench.manager(FromManager::Attach(moved)));
+    let again = sent_one(&bench.reply(1, id, Status::Ok));
+    assert_eq!((again.id, again.epoch), (first.id, 2));
+    let actions = bench.reply(1, again.id, Status::Ok);
+    assert_eq!(replies(&actions), [(token, GuestReply::Done)]);
+}
+
+#[test]
 fn what_stays_unanswered_after_a_new_configuration_is_sent_again() {
     let mut bench = Bench::serving(16);
     let (_, actions) = bench.write(0, &vec![1; BLOCK]);
@@ -269,4 +284,40 @@ fn messages_that_are_no_business_of_ours_are_ignored() {
     let event = Event::LinkReceived { server: server(1), message };
     assert_eq!(bench.event(event), []);
     assert_eq!(bench.event(Event::LinkUp { server: server(5) }), []);
+}
+
+#[test]
+fn a_link_that_another_volume_keeps_up_is_used_at_once() {
+    let mut bench = Bench::serving(16);
+    bench.manager(FromManager::Attach(attach_other(1, 2, 16)));
+    bench.link_up(2);
+    let (token, actions) = bench.write(0, &vec![1; BLOCK]);
+    let first = sent_one(&actions);
+    let actions = bench.manager(FromManager::Attach(attach(2, 2, 16)));
+    assert!(!actions.iter().any(|a| matches!(a, Action::Connect { .. })));
+    let id = opening(&actions);
+    let again = sent_one(&bench.reply(2, id, Status::Ok));
+    assert_eq!((&again.server, again.id), (&server(2), first.id));
+    let actions = bench.reply(2, again.id, Status::Ok);
+    assert_eq!(replies(&actions), [(token, GuestReply::Done)]);
+    // The other volume moves to a third server; this one still needs the link.
+    let actions = bench.manager(FromManager::Attach(attach_other(2, 3, 16)));
+    assert!(!actions.contains(&Action::Disconnect { server: server(2) }));
+    let (_, actions) = bench.read(0, BLOCK);
+    sent_one(&actions);
+}
+
+#[test]
+fn a_server_that_moves_takes_every_volume_with_it() {
+    let mut bench = Bench::serving(16);
+    bench.manager(FromManager::Attach(attach_other(1, 1, 16)));
+    let mut moved = attach_other(2, 1, 16);
+    moved.config.members[0].address = ([127, 0, 0, 1], 9999).into();
+    bench.manager(FromManager::Attach(moved));
+    // The first volume has not heard of it, and its link is down nevertheless.
+    let (_, actions) = bench.read(0, BLOCK);
+    assert_eq!(sent(&actions), []);
+    let actions = bench.event(Event::LinkUp { server: server(1) });
+    let openings = actions.iter().filter(|a| matches!(a, Action::Send { .. })).count();
+    assert_eq!(openings, 2);
 }
