@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, TcpListener},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -15,6 +16,8 @@ use crate::clock::random;
 const LOWEST: u16 = 10_000;
 /// The kernel's default start of the outgoing range.
 const HIGHEST_DEFAULT: u16 = 32_768;
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 
 pub struct Ports {
     next: u16,
@@ -48,13 +51,23 @@ impl Ports {
         bail!("no port from {LOWEST} to {} is free on 127.0.0.1", self.highest - 1)
     }
 
-    /// A kept port must still be free: peers know it.
+    /// A kept port must still be free: peers know it. Waits a little, because the processes of
+    /// a supervisor that was killed may still be on their way out.
     pub fn check(&self, whose: &str, port: u16) -> anyhow::Result<()> {
-        if is_free(port) {
-            return Ok(());
+        let began = Instant::now();
+        while began.elapsed() < RELEASE_LIMIT {
+            if is_free(port) {
+                return Ok(());
+            }
+            pause();
         }
         bail!("port {port} of {whose} is in use on 127.0.0.1; stop what uses it, or choose another")
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the kernel does not tell when a port gets free")]
+fn pause() {
+    std::thread::sleep(RELEASE_PAUSE);
 }
 
 fn is_free(port: u16) -> bool {
