@@ -15,12 +15,11 @@ use super::{
 pub enum Command {
     /// Attach a volume to an instance
     #[command(after_help = "Examples:\n  \
-        pliant attachment create --volume vol-0123456789abcdef0 --instance i-0123456789abcdef0 \\\n    \
+        pliant attachment create vol-0123456789abcdef0 --instance i-0123456789abcdef0 \\\n    \
             --device /dev/sdf --wait\n  \
-        pliant attachment create --volume vol-0123456789abcdef0 --instance i-0123456789abcdef0 \\\n    \
+        pliant attachment create vol-0123456789abcdef0 --instance i-0123456789abcdef0 \\\n    \
             --kernel-device --wait --json")]
     Create {
-        #[arg(long)]
         volume: VolumeId,
         #[arg(long)]
         instance: InstanceId,
@@ -42,9 +41,8 @@ pub enum Command {
     },
     /// Detach a volume: what is in flight finishes first
     #[command(after_help = "Example:\n  \
-        pliant attachment delete --volume vol-0123456789abcdef0 --wait")]
+        pliant attachment delete vol-0123456789abcdef0 --wait")]
     Delete {
-        #[arg(long)]
         volume: VolumeId,
         /// Needed when the volume is attached to several
         #[arg(long)]
