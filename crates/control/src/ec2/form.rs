@@ -9,7 +9,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::{api::ApiError, http::HttpRequest};
+use crate::{api::ApiError, http::HttpRequest, sigv4};
 
 /// Parameters of one call. EC2's CSI driver sends up to a thousand filter values.
 const PARAMETERS_MAX: usize = 2000;
@@ -26,19 +26,16 @@ pub struct Form {
 impl Form {
     /// Reads the query and, of a POST, the body. The query form's signature is left out.
     pub fn parse(request: &HttpRequest) -> Result<Self, ApiError> {
-        let body = if request.method == "POST" { request.body.as_slice() } else { &[] };
-        let query = form_urlencoded::parse(request.query.as_bytes())
-            .filter(|(name, _)| !name.starts_with("X-Amz-"));
         let mut parameters = BTreeMap::new();
-        for (name, value) in query.chain(form_urlencoded::parse(body)) {
+        for (name, value) in pairs(request)? {
             if parameters.len() == PARAMETERS_MAX {
                 return Err(ApiError::new(
                     "MalformedQueryString",
                     format!("The request holds more than {PARAMETERS_MAX} parameters"),
                 ));
             }
-            match parameters.entry(name.into_owned()) {
-                Entry::Vacant(entry) => drop(entry.insert(value.into_owned())),
+            match parameters.entry(name) {
+                Entry::Vacant(entry) => drop(entry.insert(value)),
                 Entry::Occupied(entry) => {
                     return Err(ApiError::new(
                         "MalformedQueryString",
@@ -152,6 +149,22 @@ impl Form {
             )),
         }
     }
+}
+
+/// The query is decoded as its signature was checked, where a plus sign is no space: else one
+/// signature would stand for two meanings.
+fn pairs(request: &HttpRequest) -> Result<Vec<(String, String)>, ApiError> {
+    let body = if request.method == "POST" { request.body.as_slice() } else { &[] };
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes)
+            .map_err(|_| ApiError::new("MalformedQueryString", "The query is not UTF-8"))
+    };
+    sigv4::query_pairs(&request.query)
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with(b"X-Amz-"))
+        .map(|(name, value)| Ok((text(name)?, text(value)?)))
+        .chain(form_urlencoded::parse(body).map(|(n, v)| Ok((n.into_owned(), v.into_owned()))))
+        .collect()
 }
 
 fn position(text: &str) -> Option<u32> {

@@ -481,6 +481,20 @@ fn the_other_commands_are_decoded_too() {
 }
 
 #[test]
+fn a_query_means_what_was_signed() {
+    let mut request = ec2_call(ONE, "");
+    request.method = "GET".into();
+    request.query = "a=x+y&b=x%20y&c=x%2By&X-Amz-Date=no".into();
+    let mut form = Form::parse(&request).expect("a form");
+    assert_eq!(form.take("a").as_deref(), Some("x+y"));
+    assert_eq!(form.take("b").as_deref(), Some("x y"));
+    assert_eq!(form.take("c").as_deref(), Some("x+y"));
+    assert_eq!(form.finish(), Ok(()));
+    request.query = "a=%ff".into();
+    assert_eq!(Form::parse(&request).expect_err("no UTF-8").code, "MalformedQueryString");
+}
+
+#[test]
 fn lists_go_by_their_numbers() {
     let mut form = Form::parse(&ec2_call(ONE, "V.10=c&V.2=b&V.1=a&V.x=d&V.01=e")).expect("a form");
     assert_eq!(form.list("V"), ["e", "b", "c"]);

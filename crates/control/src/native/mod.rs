@@ -19,6 +19,7 @@ pub use routes::{Endpoint, Route, find};
 use crate::{
     api::{ApiError, Caller, Command, CommandKind, Done, View},
     http::{HttpRequest, HttpResponse},
+    sigv4::query_pairs,
 };
 
 const OPENAPI: &str = include_str!("openapi.json");
@@ -54,10 +55,24 @@ pub fn receive(
             "Only the root account may see the fleet and make accounts",
         ));
     }
+    check_query(request)?;
     if let Some(command) = command(route, request)? {
         return Ok(Call::Command(command));
     }
     Ok(Call::Answered(read(view, caller, route)?))
+}
+
+/// No endpoint takes parameters in the query; a signature may stand there.
+fn check_query(request: &HttpRequest) -> Result<(), ApiError> {
+    let pairs = query_pairs(&request.query);
+    match pairs.iter().find(|(name, _)| !name.starts_with(b"X-Amz-")) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let name: String = String::from_utf8_lossy(name).chars().take(100).collect();
+            let message = format!("The parameter {name} is not recognized");
+            Err(ApiError::new("UnknownParameter", message))
+        }
+    }
 }
 
 fn command(route: &Route<'_>, request: &HttpRequest) -> Result<Option<Command>, ApiError> {

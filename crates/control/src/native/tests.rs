@@ -46,6 +46,7 @@ fn wrong_calls_are_refused_with_a_code() {
         ("GET", "/v1/nothing", "", 404, "NotFound"),
         ("GET", "/v1/volumes/", "", 404, "NotFound"),
         ("GET", "/v1/volumes/a/b", "", 404, "NotFound"),
+        ("GET", "/v1/volumes?limit=5", "", 400, "UnknownParameter"),
         ("HEAD", "/v1/volumes", "", 405, "MethodNotAllowed"),
         ("PUT", "/v1/volumes/vol-00000000000000001", "", 405, "MethodNotAllowed"),
         ("POST", "/v1/caller", "", 405, "MethodNotAllowed"),

@@ -297,10 +297,11 @@ pub fn ec2_call(account: &str, query: &str) -> HttpRequest {
 }
 
 pub fn signed(account: &str, service: &str, method: &str, path: &str, body: &str) -> HttpRequest {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let mut request = HttpRequest {
         method: method.to_owned(),
         path: path.to_owned(),
-        query: String::new(),
+        query: query.to_owned(),
         headers: vec![("host".to_owned(), "127.0.0.1:7700".to_owned())],
         body: body.as_bytes().to_vec(),
     };

@@ -18,6 +18,8 @@ use model::time::WallTime;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+pub use canonical::query_pairs;
+
 use crate::{
     api::{Caller, View},
     http::HttpRequest,
@@ -31,24 +33,24 @@ const EXPIRES_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
 /// Headers that one signature may cover.
 const SIGNED_HEADERS_MAX: usize = 64;
 
-/// Why a request is not believed.
+/// Why a request is not believed. The texts go to callers as they are.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("the request carries no signature; sign it with AWS Signature Version 4")]
+    #[error("The request carries no signature; sign it with AWS Signature Version 4")]
     Missing,
-    #[error("the signature is not complete: {0}")]
+    #[error("The signature is not complete: {0}")]
     Incomplete(&'static str),
-    #[error("the request is signed for service '{0}', which is not served here")]
+    #[error("The request is signed for service '{0}', which is not served here")]
     Service(String),
-    #[error("the request has expired; its date must be within 15 minutes of the service's clock")]
+    #[error("The request has expired; its date must be within 15 minutes of the service's clock")]
     Expired,
-    #[error("the service was not able to validate the provided access credentials")]
+    #[error("The service was not able to validate the provided access credentials")]
     UnknownKey,
-    #[error("the service was not able to validate the provided access credentials")]
+    #[error("The service was not able to validate the provided access credentials")]
     WrongSignature,
     #[error("x-amz-content-sha256 must be the SHA-256 of the body; an unsigned body is refused")]
     Payload,
-    #[error("session tokens are not issued by this service; use an access key alone")]
+    #[error("Session tokens are not issued by this service; use an access key alone")]
     SessionToken,
 }
 
@@ -109,7 +111,7 @@ impl Claim {
     }
 
     fn from_query(request: &HttpRequest) -> Result<Self, Fault> {
-        let pairs = canonical::query_pairs(&request.query);
+        let pairs = query_pairs(&request.query);
         let find = |name: &str| {
             pairs.iter().find(|(n, _)| n == name.as_bytes()).map(|(_, v)| v.as_slice())
         };
@@ -251,7 +253,7 @@ pub fn verify(
 /// A request may carry one in a header or, presigned, in the query.
 fn carries_session_token(request: &HttpRequest) -> bool {
     request.header("x-amz-security-token").is_some()
-        || canonical::query_pairs(&request.query).iter().any(|(n, _)| n == b"X-Amz-Security-Token")
+        || query_pairs(&request.query).iter().any(|(n, _)| n == b"X-Amz-Security-Token")
 }
 
 fn signed_headers(text: Option<&str>) -> Result<Vec<String>, Fault> {
