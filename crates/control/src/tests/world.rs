@@ -309,6 +309,15 @@ impl World {
         }
     }
 
+    /// Loses the link to the manager and what is under way on it.
+    pub fn break_link(&mut self, name: &str) {
+        let server = self.server(name);
+        server.inbox.clear();
+        if let Some(link) = server.link.take() {
+            self.feed(Event::LinkClosed { link });
+        }
+    }
+
     pub fn start_server(&mut self, name: &str) {
         self.boots += 1;
         let boot = self.boots;
@@ -461,11 +470,8 @@ impl World {
     }
 
     fn link_up(&mut self) {
-        if self.manager.is_none() {
-            return;
-        }
         for at in 0..self.servers.len() {
-            if self.servers[at].up && self.servers[at].link.is_none() {
+            if self.manager.is_some() && self.servers[at].up && self.servers[at].link.is_none() {
                 self.links += 1;
                 let link = LinkId(self.links);
                 self.servers[at].link = Some(link);
@@ -475,7 +481,7 @@ impl World {
             }
         }
         for at in 0..self.nodes.len() {
-            if self.nodes[at].up && self.nodes[at].link.is_none() {
+            if self.manager.is_some() && self.nodes[at].up && self.nodes[at].link.is_none() {
                 self.links += 1;
                 let link = LinkId(self.links);
                 self.nodes[at].link = Some(link);
