@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use engine::{
+    Engine,
     api::{Action, Event, Geometry, OpToken, Outcome, Request},
-    machine::Engine,
 };
 use model::{id::ReplicaId, time::Instant};
 

@@ -62,7 +62,7 @@ struct ManagerProcess {
 
 struct ServerProcess {
     params: bds_api::ServerParams,
-    machine: Option<bds::server::Server>,
+    machine: Option<bds::Server>,
     ready: bool,
     life: u64,
     drives: BTreeMap<DriveName, Drive>,
@@ -70,7 +70,7 @@ struct ServerProcess {
 
 struct NodeProcess {
     params: node_api::NodeParams,
-    machine: Option<node::machine::Node>,
+    machine: Option<node::Node>,
     life: u64,
     /// Durable.
     cached: Vec<Attach>,
@@ -374,7 +374,7 @@ impl World {
                 let server = self.servers.get_mut(id).expect("known");
                 server.params.boot = BootId::from_random(u128::from(seed));
                 let mut out = Vec::new();
-                let machine = bds::server::Server::new(server.params.clone(), seed, now, &mut out)
+                let machine = bds::Server::new(server.params.clone(), seed, now, &mut out)
                     .expect("the drives fit their geometry");
                 server.machine = Some(machine);
                 self.act_server(id, out);
@@ -384,7 +384,7 @@ impl World {
                 node.params.boot = BootId::from_random(u128::from(seed));
                 node.params.cached = node.cached.clone();
                 let mut out = Vec::new();
-                let machine = node::machine::Node::new(node.params.clone(), seed, now, &mut out);
+                let machine = node::Node::new(node.params.clone(), seed, now, &mut out);
                 node.machine = Some(machine);
                 self.act_node(id, out);
                 self.dial(process, &Process::Manager);
