@@ -1,7 +1,208 @@
-//! The server role.
+//! The server role: sockets and drives around [`bds::Server`].
+//!
+//! Decides nothing: each turn of the loop feeds the machine what happened, then carries out what
+//! it decided, in its order. Drive requests of one turn reach each drive as one batch.
 
-use std::path::Path;
+mod config;
+#[cfg(test)]
+mod tests;
 
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
+
+use anyhow::Context;
+use bds::{
+    Server,
+    api::{Action, ConnId as BdsConnId, Event},
+};
+use format::data::{Hello, Peer};
+use model::id::{BootId, DriveName};
+
+use self::config::Config;
+use crate::{
+    clock::{self, Clock},
+    drive::{Completion, Driver, Request, Sink},
+    net::{ConnId, NetEvent, Reactor},
+};
+
+/// Completions of one drive.
+struct DriveLetter {
+    drive: DriveName,
+    completions: Vec<Completion>,
+}
+
+/// Runs a BDS server until SIGTERM or SIGINT.
 pub fn run(config: &Path) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet: {}", config.display())
+    let config = Config::load(config)?;
+    let mut shell = Shell::start(&config)?;
+    tracing::info!(server = %config.id, zone = %config.zone, listen = %config.listen, "started");
+    while !shell.stopping {
+        shell.turn().context("the server's loop failed")?;
+    }
+    tracing::info!(server = %config.id, "stopped");
+    Ok(())
+}
+
+/// Fields are dropped in this order: drive threads that wait for room in the mailbox are let go
+/// before the drives are waited for.
+struct Shell {
+    reactor: Reactor<DriveLetter>,
+    drives: BTreeMap<DriveName, Drive>,
+    server: Server,
+    events: Vec<NetEvent<DriveLetter>>,
+    actions: Vec<Action>,
+    /// Until the machine is ready.
+    listener: Option<TcpListener>,
+    manager: SocketAddr,
+    stopping: bool,
+}
+
+struct Drive {
+    driver: Box<dyn Driver>,
+    /// Of this turn.
+    batch: Vec<Request>,
+}
+
+impl Shell {
+    fn start(config: &Config) -> anyhow::Result<Self> {
+        let clock = Clock::start();
+        let hello =
+            Hello { cluster: config.cluster.clone(), peer: Peer::Server(config.id.clone()) };
+        let mut reactor = Reactor::new(clock, hello).context("cannot make the reactor")?;
+        // Before any thread starts, so that no other thread takes the signals.
+        reactor.watch_signals().context("cannot watch for signals")?;
+        let listener = TcpListener::bind(config.listen)
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
+        let address = listener.local_addr().context("cannot ask for the address")?;
+        let mut drives = BTreeMap::new();
+        for drive in &config.drives {
+            let poster = reactor.poster();
+            let name = drive.name.clone();
+            let sink = Sink::new(move |completions| {
+                poster.post(DriveLetter { drive: name.clone(), completions });
+            });
+            let driver = drive.open(sink)?;
+            tracing::info!(drive = %drive.name, path = %drive.path.display(), driver =
+                %driver.description(), "drive opened");
+            drives.insert(drive.name.clone(), Drive { driver, batch: Vec::new() });
+        }
+        let random = || clock::random().context("cannot read random bits");
+        let boot = BootId::from_random(random()?);
+        let seed = u64::try_from(random()? >> 64).expect("half of the bits remain");
+        let mut actions = Vec::new();
+        let params = config.params(boot, address);
+        let server = Server::new(params, seed, clock.now(), &mut actions)
+            .context("cannot open the drives")?;
+        let mut shell = Self {
+            reactor,
+            drives,
+            server,
+            events: Vec::new(),
+            actions,
+            listener: Some(listener),
+            manager: config.manager,
+            stopping: false,
+        };
+        shell.carry_out()?;
+        Ok(shell)
+    }
+
+    fn turn(&mut self) -> anyhow::Result<()> {
+        self.reactor.turn(self.server.deadline(), &mut self.events)?;
+        let now = self.reactor.now();
+        for event in self.events.drain(..) {
+            let server = &mut self.server;
+            let actions = &mut self.actions;
+            let mut handle = |event| server.handle(now, event, actions);
+            match event {
+                NetEvent::Posted(letter) => feed_completions(letter, handle),
+                NetEvent::StopRequested => self.stopping = true,
+                event => {
+                    if let Some(event) = translate(event) {
+                        handle(event);
+                    }
+                }
+            }
+        }
+        if self.server.deadline().is_some_and(|deadline| deadline <= now) {
+            self.server.handle(now, Event::TimeReached, &mut self.actions);
+        }
+        self.carry_out()
+    }
+
+    fn carry_out(&mut self) -> anyhow::Result<()> {
+        for action in std::mem::take(&mut self.actions) {
+            match action {
+                Action::ReadDrive { drive, token, offset, length } => {
+                    self.queue(&drive, Request::Read { token, offset, length });
+                }
+                Action::WriteDrive { drive, token, offset, data, durable } => {
+                    self.queue(&drive, Request::Write { token, offset, data, durable });
+                }
+                Action::FlushDrive { drive, token } => {
+                    self.queue(&drive, Request::Flush { token });
+                }
+                Action::Reply { conn, message } => self.reactor.send(ConnId(conn.0), message),
+                Action::Send { server, message } => self.reactor.send_link(&server, message),
+                Action::Connect { server, address } => self.reactor.connect(server, address),
+                Action::Disconnect { server } => self.reactor.disconnect(&server),
+                Action::SendManager { message } => self.reactor.send_manager(&message),
+                Action::Ready => self.open_doors()?,
+            }
+        }
+        for drive in self.drives.values_mut().filter(|drive| !drive.batch.is_empty()) {
+            drive.driver.submit(std::mem::take(&mut drive.batch));
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, drive: &DriveName, request: Request) {
+        let drive = self.drives.get_mut(drive).expect("the machine knows the drives we gave it");
+        drive.batch.push(request);
+    }
+
+    fn open_doors(&mut self) -> anyhow::Result<()> {
+        let listener = self.listener.take().expect("the machine is ready once");
+        self.reactor.listen_data(listener).context("cannot accept connections")?;
+        self.reactor.connect_manager(self.manager);
+        tracing::info!(manager = %self.manager, "drives are open; serving");
+        Ok(())
+    }
+}
+
+fn feed_completions(letter: DriveLetter, mut handle: impl FnMut(Event)) {
+    for completion in letter.completions {
+        let drive = letter.drive.clone();
+        handle(match completion {
+            Completion::Read { token, result } => Event::DriveRead { drive, token, result },
+            Completion::Written { token, result } => Event::DriveWritten { drive, token, result },
+            Completion::Flushed { token, result } => Event::DriveFlushed { drive, token, result },
+        });
+    }
+}
+
+/// What the machine is told; a server has no raw connections, and hears of a connection with its
+/// first message.
+fn translate(event: NetEvent<DriveLetter>) -> Option<Event> {
+    Some(match event {
+        NetEvent::ConnReceived { conn, message } => {
+            Event::MessageReceived { conn: BdsConnId(conn.0), message }
+        }
+        NetEvent::ConnClosed { conn } => Event::ConnClosed { conn: BdsConnId(conn.0) },
+        NetEvent::LinkUp { server } => Event::LinkUp { server },
+        NetEvent::LinkDown { server } => Event::LinkDown { server },
+        NetEvent::LinkReceived { server, message } => Event::LinkReceived { server, message },
+        NetEvent::ManagerLinkUp => Event::ManagerLinkUp,
+        NetEvent::ManagerLinkDown => Event::ManagerLinkDown,
+        NetEvent::ManagerSent { message } => Event::ManagerSent { message },
+        NetEvent::ConnOpened { .. }
+        | NetEvent::RawOpened { .. }
+        | NetEvent::RawReceived { .. }
+        | NetEvent::RawClosed { .. }
+        | NetEvent::Posted(_)
+        | NetEvent::StopRequested => return None,
+    })
 }

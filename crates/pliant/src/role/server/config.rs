@@ -1,0 +1,211 @@
+//! A server's configuration file: read, checked once, turned into what machine and drives need.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use bds::api::{DriveParams, ServerParams, Timing};
+use engine::api::Geometry;
+use model::{
+    id::{BootId, DriveName, ServerId, Zone},
+    units::{ByteCount, Gib, Iops, MibPerSec, Rate},
+    volume::Media,
+};
+use serde::Deserialize;
+
+use crate::drive::{Driver, Emulated, Portable, PortableOptions, Profile, Sink};
+
+const THREADS_DEFAULT: usize = 4;
+const THREADS_MAX: usize = 64;
+const REPLICAS_MAX_DEFAULT: u32 = 256;
+/// Of a drive without its journal, what may be promised when the file does not say: the rest is
+/// for the engine's tables.
+const CAPACITY_PERCENT_DEFAULT: u64 = 95;
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Config {
+    /// Peers of another cluster are refused.
+    pub(super) cluster: String,
+    pub(super) id: ServerId,
+    pub(super) zone: Zone,
+    /// Where data connections are accepted. Port 0 lets the kernel choose; others are told.
+    pub(super) listen: SocketAddr,
+    pub(super) manager: SocketAddr,
+    #[serde(rename = "drive")]
+    pub(super) drives: Vec<DriveConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DriveConfig {
+    pub(super) name: DriveName,
+    pub(super) media: Media,
+    /// A file (made when missing) or a block device. Relative to the configuration file.
+    pub(super) path: PathBuf,
+    size_gib: u32,
+    journal_mib: u32,
+    #[serde(default = "replicas_max_default")]
+    replicas_max: u32,
+    /// What the drive may promise to volumes.
+    iops: u32,
+    throughput_mib: u32,
+    capacity_gib: Option<u32>,
+    /// Threads that carry out its I/O.
+    #[serde(default = "threads_default")]
+    threads: usize,
+    emulation: Option<EmulationConfig>,
+}
+
+/// Makes another drive as slow as a hard disk: see [`Emulated`].
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EmulationConfig {
+    seek_ms: f64,
+    ops_per_sec: u32,
+    mib_per_sec: u32,
+}
+
+fn replicas_max_default() -> u32 {
+    REPLICAS_MAX_DEFAULT
+}
+
+fn threads_default() -> usize {
+    THREADS_DEFAULT
+}
+
+impl Config {
+    pub(super) fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read configuration {}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, folder).with_context(|| format!("configuration {}", path.display()))
+    }
+
+    pub(super) fn parse(text: &str, folder: &Path) -> anyhow::Result<Self> {
+        let mut config: Self = toml::from_str(text)?;
+        ensure!(!config.cluster.is_empty(), "'cluster' is empty");
+        ensure!(!config.drives.is_empty(), "no [[drive]] is given");
+        for (number, drive) in config.drives.iter().enumerate() {
+            let twice = config.drives[..number].iter().any(|other| other.name == drive.name);
+            ensure!(!twice, "two drives are called '{}'", drive.name);
+            drive.check().with_context(|| format!("drive '{}'", drive.name))?;
+        }
+        for drive in &mut config.drives {
+            drive.path = folder.join(&drive.path);
+        }
+        Ok(config)
+    }
+
+    pub(super) fn params(&self, boot: BootId, address: SocketAddr) -> ServerParams {
+        ServerParams {
+            cluster: self.cluster.clone(),
+            server: self.id.clone(),
+            boot,
+            zone: self.zone.clone(),
+            address,
+            drives: self.drives.iter().map(DriveConfig::params).collect(),
+            timing: Timing::default(),
+        }
+    }
+}
+
+impl DriveConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(self.size_gib > 0, "'size_gib' is 0");
+        ensure!(self.journal_mib > 0, "'journal_mib' is 0");
+        ensure!(self.journal_bytes() < self.bytes(), "'journal_mib' exceeds the drive");
+        ensure!(self.replicas_max > 0, "'replicas_max' is 0");
+        ensure!(self.iops > 0, "'iops' is 0");
+        ensure!(self.throughput_mib > 0, "'throughput_mib' is 0");
+        let threads = 1..=THREADS_MAX;
+        ensure!(threads.contains(&self.threads), "'threads' must be 1 to {THREADS_MAX}");
+        if self.capacity() > ByteCount::new(self.bytes()) {
+            bail!("'capacity_gib' exceeds 'size_gib'");
+        }
+        self.emulation.as_ref().map_or(Ok(()), EmulationConfig::check)
+    }
+
+    fn bytes(&self) -> u64 {
+        Gib::new(self.size_gib).to_bytes().get()
+    }
+
+    fn journal_bytes(&self) -> u64 {
+        u64::from(self.journal_mib) << 20
+    }
+
+    fn capacity(&self) -> ByteCount {
+        match self.capacity_gib {
+            Some(gib) => Gib::new(gib).to_bytes(),
+            None => {
+                let free = self.bytes() - self.journal_bytes();
+                ByteCount::new(free / 100 * CAPACITY_PERCENT_DEFAULT)
+            }
+        }
+    }
+
+    fn params(&self) -> DriveParams {
+        DriveParams {
+            drive: self.name.clone(),
+            geometry: Geometry {
+                media: self.media,
+                drive_bytes: self.bytes(),
+                journal_bytes: self.journal_bytes(),
+                replicas_max: self.replicas_max,
+            },
+            capacity: self.capacity(),
+            rate: Rate {
+                iops: Iops::new(self.iops),
+                throughput: MibPerSec::new(self.throughput_mib),
+            },
+            media: self.media,
+            emulation: self.emulation.as_ref().map(EmulationConfig::name),
+        }
+    }
+
+    pub(super) fn open(&self, sink: Sink) -> anyhow::Result<Box<dyn Driver>> {
+        let options = PortableOptions {
+            path: self.path.clone(),
+            bytes: self.bytes(),
+            threads: self.threads,
+            direct: true,
+        };
+        Ok(match &self.emulation {
+            None => Box::new(Portable::open(&options, sink)?),
+            Some(emulation) => {
+                let below = |sink| Portable::open(&options, sink);
+                Box::new(Emulated::open(emulation.profile(), sink, below)?)
+            }
+        })
+    }
+}
+
+impl EmulationConfig {
+    const SEEK_MS_MAX: f64 = 1000.0;
+
+    fn check(&self) -> anyhow::Result<()> {
+        let legal = (0.0..=Self::SEEK_MS_MAX).contains(&self.seek_ms);
+        ensure!(legal, "'emulation.seek_ms' must be 0 to {}", Self::SEEK_MS_MAX);
+        ensure!(self.ops_per_sec > 0, "'emulation.ops_per_sec' is 0");
+        ensure!(self.mib_per_sec > 0, "'emulation.mib_per_sec' is 0");
+        Ok(())
+    }
+
+    fn profile(&self) -> Profile {
+        Profile {
+            seek: Duration::from_secs_f64(self.seek_ms / 1000.0),
+            ops_per_sec: self.ops_per_sec,
+            mib_per_sec: self.mib_per_sec,
+        }
+    }
+
+    /// How reports name it, so that nobody takes its numbers for a real disk's.
+    fn name(&self) -> String {
+        let Self { seek_ms, ops_per_sec, mib_per_sec } = self;
+        format!("hdd: {seek_ms} ms seek, {ops_per_sec} ops/s, {mib_per_sec} MiB/s")
+    }
+}
