@@ -104,6 +104,11 @@ impl LoopDevice {
         ioctl(self.device.as_raw_fd(), LOOP_SET_CAPACITY, 0).map(drop)
     }
 
+    /// Writes out what the kernel holds back.
+    pub fn flush(&self) -> io::Result<()> {
+        self.device.sync_all()
+    }
+
     /// Unbinds it: now, or when the last program that has it open (or mounted) lets go.
     pub fn release(self) -> io::Result<()> {
         ioctl(self.device.as_raw_fd(), LOOP_CLR_FD, 0).map(drop)

@@ -5,8 +5,9 @@
 //! killed predecessor left.
 //! Does not: answer reads and writes; they go to the role's loop as [`FuseEvent`]s.
 //! Invariants: the role's loop never waits for the kernel, because binding, growing and releasing
-//! a device may make the kernel read or flush it, which only that loop can answer. All of it
-//! happens on one thread of its own, in the order asked for.
+//! a device may make the kernel read, write or flush it, which only that loop can answer. So each
+//! device has a thread of its own, which does these things in the order asked for; one that waits
+//! for its volume holds up no other.
 //!
 //! A device dies with this process, because the FUSE mount does: programs on it then get I/O
 //! errors, where NBD clients can connect again.
@@ -27,7 +28,7 @@ use std::{
         Arc,
         mpsc::{self, Receiver, Sender},
     },
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
@@ -64,7 +65,6 @@ pub enum FuseEvent {
     },
     ResizeFailed {
         volume: VolumeId,
-        size: ByteCount,
         reason: String,
     },
     Closed {
@@ -78,19 +78,32 @@ pub enum FuseEvent {
 pub type Post = Arc<dyn Fn(FuseEvent) + Send + Sync>;
 
 enum Command {
-    Open { volume: VolumeId, size: ByteCount },
-    Resize { volume: VolumeId, size: ByteCount },
-    Close { volume: VolumeId },
-    ShutDown,
+    Resize(ByteCount),
+    Close,
 }
 
 /// The kernel block devices of this node. Every call returns at once; how it ended comes as a
-/// [`FuseEvent`].
+/// [`FuseEvent`], which is posted from other threads only.
 pub struct KernelDevices {
+    dir: PathBuf,
     files: Arc<Files>,
-    /// Unbounded, but the node machine has at most one open, resize and close of a volume under
+    post: Post,
+    session: Option<BackgroundSession>,
+    keepers: BTreeMap<VolumeId, Keeper>,
+}
+
+/// The thread that keeps a device.
+struct Keeper {
+    /// Unbounded, but the node machine has at most one resize and one close of a volume under
     /// way.
     commands: Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+impl Keeper {
+    fn tell(&self, command: Command) {
+        self.commands.send(command).expect("the thread waits for `Close`");
+    }
 }
 
 impl KernelDevices {
@@ -102,126 +115,115 @@ impl KernelDevices {
         let dir = dir.canonicalize()?;
         let files = Arc::new(Files::default());
         let session = mount(&dir, Arc::clone(&files), Arc::clone(&post))?;
-        let (commands, receiver) = mpsc::channel();
-        let worker = Worker {
-            dir,
-            files: Arc::clone(&files),
-            post,
-            devices: BTreeMap::new(),
-            session: Some(session),
-        };
-        thread::Builder::new()
-            .name("kernel-devices".to_owned())
-            .spawn(move || worker.run(&receiver))?;
-        Ok(Self { files, commands })
+        Ok(Self { dir, files, post, session: Some(session), keepers: BTreeMap::new() })
     }
 
-    pub fn open(&self, volume: VolumeId, size: ByteCount) {
+    pub fn open(&mut self, volume: VolumeId, size: ByteCount) -> io::Result<()> {
         self.files.add(volume, size);
-        self.send(Command::Open { volume, size });
+        let path = self.dir.join(volume.to_string());
+        let (files, post) = (Arc::clone(&self.files), Arc::clone(&self.post));
+        let device = DeviceThread { volume, path, files, post };
+        let (commands, receiver) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("kernel-device".to_owned())
+            .spawn(move || device.run(size, &receiver))
+            .inspect_err(|_| self.files.remove(volume))?;
+        self.keepers.insert(volume, Keeper { commands, thread });
+        Ok(())
     }
 
     pub fn resize(&self, volume: VolumeId, size: ByteCount) {
-        self.send(Command::Resize { volume, size });
+        if let Some(keeper) = self.keepers.get(&volume) {
+            keeper.tell(Command::Resize(size));
+        }
     }
 
-    /// Requests that arrive from now on fail; those under way get their answers.
-    pub fn close(&self, volume: VolumeId) {
-        self.files.remove(volume);
-        self.send(Command::Close { volume });
+    /// Flushes and releases the device. What the kernel asks for until
+    /// [`FuseEvent::Closed`] arrives must still be answered. Returns whether there is a device.
+    pub fn close(&mut self, volume: VolumeId) -> bool {
+        let Some(keeper) = self.keepers.remove(&volume) else { return false };
+        keeper.tell(Command::Close);
+        true
     }
 
-    /// Releases all devices and unmounts. The loop must go on answering requests until
-    /// [`FuseEvent::ShutDown`] arrives, since the kernel may flush the devices.
-    pub fn shut_down(&self) {
-        self.send(Command::ShutDown);
-    }
-
-    fn send(&self, command: Command) {
-        self.commands.send(command).expect("the thread ends only at shut-down");
+    /// Closes all devices and unmounts. Requests must be answered until
+    /// [`FuseEvent::ShutDown`] arrives.
+    pub fn shut_down(&mut self) {
+        let keepers = std::mem::take(&mut self.keepers);
+        for keeper in keepers.values() {
+            keeper.tell(Command::Close);
+        }
+        let (dir, post, session) = (self.dir.clone(), Arc::clone(&self.post), self.session.take());
+        let unmounter = move || {
+            for keeper in keepers.into_values() {
+                // One that panicked has stopped the process already.
+                let _ = keeper.thread.join();
+            }
+            // Detached, not waited for: a device that is still open keeps the mount in use until
+            // this process ends.
+            if let Err(error) = unmount(&dir) {
+                tracing::warn!(dir = %dir.display(), %error, "cannot unmount");
+            }
+            drop(session);
+            post(FuseEvent::ShutDown);
+        };
+        if let Err(error) = thread::Builder::new().name("unmount".to_owned()).spawn(unmounter) {
+            tracing::warn!(%error, "cannot unmount");
+        }
     }
 }
 
-struct Worker {
-    dir: PathBuf,
+/// One device, from its binding to its release.
+struct DeviceThread {
+    volume: VolumeId,
+    path: PathBuf,
     files: Arc<Files>,
     post: Post,
-    devices: BTreeMap<VolumeId, LoopDevice>,
-    session: Option<BackgroundSession>,
 }
 
-impl Worker {
-    fn run(mut self, commands: &Receiver<Command>) {
-        while let Ok(command) = commands.recv() {
-            let event = match command {
-                Command::Open { volume, size } => self.open(volume, size),
-                Command::Resize { volume, size } => self.resize(volume, size),
-                Command::Close { volume } => self.close(volume),
-                Command::ShutDown => break,
-            };
-            (self.post)(event);
+impl DeviceThread {
+    fn run(self, size: ByteCount, commands: &Receiver<Command>) {
+        let volume = self.volume;
+        let device = LoopDevice::bind(&self.path).map(|device| {
+            let (path, direct) = (device.path().to_owned(), device.is_direct());
+            tracing::info!(%volume, %size, device = %path.display(), direct, "device bound");
+            (self.post)(FuseEvent::Opened { volume, device: path });
+            device
+        });
+        let device = device.map_err(|error| {
+            let reason = format!("cannot bind a loop device: {error}");
+            (self.post)(FuseEvent::OpenFailed { volume, reason });
+        });
+        while let Ok(Command::Resize(size)) = commands.recv() {
+            (self.post)(match self.resize(device.as_ref().ok(), size) {
+                Ok(()) => FuseEvent::Resized { volume, size },
+                Err(error) => {
+                    let reason = format!("cannot resize the loop device: {error}");
+                    FuseEvent::ResizeFailed { volume, reason }
+                }
+            });
         }
-        self.shut_down();
-        (self.post)(FuseEvent::ShutDown);
-    }
-
-    fn open(&mut self, volume: VolumeId, size: ByteCount) -> FuseEvent {
-        match LoopDevice::bind(&self.dir.join(volume.to_string())) {
-            Ok(device) => {
-                let path = device.path().to_owned();
-                let direct = device.is_direct();
-                tracing::info!(%volume, %size, device = %path.display(), direct, "device bound");
-                self.devices.insert(volume, device);
-                FuseEvent::Opened { volume, device: path }
+        if let Ok(device) = device {
+            // What the kernel still holds back belongs to programs that have finished writing.
+            // It fails at once if the volume is detached by force.
+            if let Err(error) = device.flush() {
+                tracing::warn!(%volume, %error, "the device was not flushed");
             }
-            Err(error) => {
-                self.files.remove(volume);
-                let reason = format!("cannot bind a loop device: {error}");
-                FuseEvent::OpenFailed { volume, reason }
-            }
+            self.files.remove(volume);
+            release(volume, device);
         }
+        self.files.remove(volume);
+        (self.post)(FuseEvent::Closed { volume });
     }
 
     /// The kernel must learn the new size through its own truncate before the loop device shows
     /// it: refreshed attributes alone lose a race against writes under way, and the new end of
     /// the device then reads as an error.
-    fn resize(&self, volume: VolumeId, size: ByteCount) -> FuseEvent {
-        self.files.grant(volume, size);
-        match self.truncate(volume, size) {
-            Ok(()) => FuseEvent::Resized { volume, size },
-            Err(error) => {
-                let reason = format!("cannot resize the loop device: {error}");
-                FuseEvent::ResizeFailed { volume, size, reason }
-            }
-        }
-    }
-
-    fn truncate(&self, volume: VolumeId, size: ByteCount) -> io::Result<()> {
-        let device = self.devices.get(&volume).ok_or(io::ErrorKind::NotFound)?;
-        let file = OpenOptions::new().write(true).open(self.dir.join(volume.to_string()))?;
-        file.set_len(size.get())?;
+    fn resize(&self, device: Option<&LoopDevice>, size: ByteCount) -> io::Result<()> {
+        let device = device.ok_or(io::ErrorKind::NotFound)?;
+        self.files.grant(self.volume, size);
+        OpenOptions::new().write(true).open(&self.path)?.set_len(size.get())?;
         device.set_capacity()
-    }
-
-    fn close(&mut self, volume: VolumeId) -> FuseEvent {
-        self.files.remove(volume);
-        if let Some(device) = self.devices.remove(&volume) {
-            release(volume, device);
-        }
-        FuseEvent::Closed { volume }
-    }
-
-    fn shut_down(&mut self) {
-        for (volume, device) in std::mem::take(&mut self.devices) {
-            release(volume, device);
-        }
-        // Detached, not waited for: a device that is still open keeps the mount in use until
-        // this process ends.
-        if let Err(error) = unmount(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "cannot unmount");
-        }
-        // Its drop finds the mount gone or unmounts it again; neither waits.
-        drop(self.session.take());
     }
 }
 

@@ -14,7 +14,7 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
@@ -170,7 +170,7 @@ impl NbdFront {
     }
 
     /// A client's connection is gone.
-    pub fn disconnected(&mut self, id: ConnId, out: &mut Vec<Event>) {
+    pub fn disconnected(&mut self, id: ConnId, out: &mut VecDeque<Event>) {
         if let Some(conn) = self.conns.remove(&id) {
             self.forget(conn, out);
         }
@@ -182,7 +182,7 @@ impl NbdFront {
         reactor: &mut Reactor<P>,
         id: ConnId,
         tokens: &mut Tokens,
-        out: &mut Vec<Event>,
+        out: &mut VecDeque<Event>,
     ) {
         self.take_requests(reactor, id, tokens, out);
     }
@@ -194,7 +194,7 @@ impl NbdFront {
         token: GuestToken,
         reply: GuestReply,
         tokens: &mut Tokens,
-        out: &mut Vec<Event>,
+        out: &mut VecDeque<Event>,
     ) {
         let Some(InFlight { conn: id, pending, bytes }) = self.in_flight.remove(&token) else {
             return;
@@ -218,7 +218,7 @@ impl NbdFront {
         reactor: &mut Reactor<P>,
         id: ConnId,
         tokens: &mut Tokens,
-        out: &mut Vec<Event>,
+        out: &mut VecDeque<Event>,
     ) {
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| !conn.ending) else { return };
         let mut events = Vec::new();
@@ -242,7 +242,7 @@ impl NbdFront {
                         conn.bytes += bytes;
                         self.in_flight.insert(token, InFlight { conn: id, pending, bytes });
                         let request = guest_request(request);
-                        out.push(Event::GuestRequested { volume, token, request });
+                        out.push_back(Event::GuestRequested { volume, token, request });
                     }
                     NbdEvent::Close { reason } => close = Some(reason),
                 }
@@ -269,7 +269,7 @@ impl NbdFront {
         reactor: &mut Reactor<P>,
         id: ConnId,
         reason: &CloseReason,
-        out: &mut Vec<Event>,
+        out: &mut VecDeque<Event>,
     ) {
         let malformed = matches!(reason, CloseReason::Malformed(_));
         if malformed {
@@ -286,14 +286,14 @@ impl NbdFront {
         }
     }
 
-    fn forget(&mut self, conn: Conn, out: &mut Vec<Event>) {
+    fn forget(&mut self, conn: Conn, out: &mut VecDeque<Event>) {
         for token in &conn.tokens {
             self.in_flight.remove(token);
         }
         if let Some(volume) = conn.volume
             && !conn.tokens.is_empty()
         {
-            out.push(Event::GuestGone { volume, tokens: conn.tokens.into_iter().collect() });
+            out.push_back(Event::GuestGone { volume, tokens: conn.tokens.into_iter().collect() });
         }
     }
 }
