@@ -133,9 +133,8 @@ impl Worker<'_> {
         let began = Instant::now();
         let offset = self.params.offset + first * BLOCK;
         loop {
-            let result = self.client().and_then(|client| {
-                client.call(command, offset, self.params.request_bytes, data)
-            });
+            let length = self.params.request_bytes;
+            let result = self.client().and_then(|c| c.call(command, offset, length, data));
             match result {
                 Ok(finished) => {
                     let latency_us = micros(began.elapsed());
