@@ -2,7 +2,7 @@
 
 use crate::{
     api::{ApiError, Caller, View},
-    ec2::{Form, response, xml::Xml},
+    ec2::{Form, quoted, response, xml::Xml},
     http::{HttpRequest, HttpResponse},
 };
 
@@ -25,7 +25,7 @@ pub fn receive(
         }
         Some(action) => Err(ApiError::new(
             "InvalidAction",
-            format!("Could not find operation {} for version 2011-06-15", cut(action)),
+            format!("Could not find operation {} for version 2011-06-15", quoted(action)),
         )),
     }
 }
@@ -57,8 +57,4 @@ pub fn failure(view: &View<'_>, error: &ApiError) -> HttpResponse {
         xml.value("RequestId", view.request_id);
     });
     response(view, error.status, text)
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(100).collect()
 }

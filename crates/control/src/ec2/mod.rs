@@ -24,7 +24,7 @@ use model::{
     state::{AttachmentState, VolumeState},
 };
 
-pub use form::Form;
+pub use form::{Form, quoted};
 use xml::Xml;
 
 use crate::{
@@ -62,7 +62,7 @@ pub fn receive(view: &View<'_>, caller: &Caller, request: &HttpRequest) -> Resul
     let read = read_of(&action).ok_or_else(|| {
         ApiError::new(
             "InvalidAction",
-            format!("The action {} is not valid for this web service", form::quoted(&action)),
+            format!("The action {} is not valid for this web service", quoted(&action)),
         )
     })?;
     let scope = Scope { view, caller };

@@ -188,7 +188,7 @@ fn wrong_calls_get_the_code_a_client_expects() {
         ("Action=DescribeRegions&RegionName.1=mars-1", 400, "InvalidParameterValue"),
     ] {
         let expected = (status, code.to_owned());
-        assert_eq!(outcome(&fixture, ONE, query), expected, "{}", form::quoted(query));
+        assert_eq!(outcome(&fixture, ONE, query), expected, "{}", quoted(query));
     }
 }
 
