@@ -14,6 +14,7 @@ use model::{
     group::{GroupConfig, Member, Role},
     id::{AccountId, DriveId, GroupId, ReplicaId, VolumeId, Zone},
     state::VolumeState,
+    time::WallTime,
 };
 use sha2::{Digest, Sha256};
 
@@ -35,6 +36,9 @@ const CLIENT_TOKEN_CHARS_MAX: usize = 64;
 const VOLUMES_PER_ACCOUNT_MAX: usize = 20_000;
 /// A volume that has found no room for so long after its servers failed is given up.
 const CREATION_LIMIT_MS: u64 = 60_000;
+/// A client token is remembered for a day.
+const CLIENT_TOKEN_KEPT_MS: u64 = 24 * 3_600_000;
+const EXPIRED_AT_ONCE: usize = 100;
 
 pub fn create(desk: &mut Desk<'_>, caller: &Caller, request: CreateVolume) -> Outcome {
     let parameters = checked(desk, &request)?;
@@ -315,7 +319,7 @@ fn replace_member(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -
         Role::Primary => ZoneRule::Strict,
         Role::Mirror | Role::Learner { .. } => ZoneRule::WhereZoneHasNone,
     };
-    if let Some(mut group) = replacing::replaced(case, bad.replica, zone_rule, random) {
+    if let Some(mut group) = replacing::replaced(case, Some(bad.replica), zone_rule, random) {
         let inner = Case { group: &group, ..*case };
         let roles: Vec<_> = group
             .desired
@@ -380,6 +384,15 @@ pub fn finish(case: &Case<'_>) -> Option<Decision> {
         writes.extend(records_of(case.state, case.volume.volume));
     }
     decision
+}
+
+/// Client tokens that have served their time, a few at a time.
+pub fn expired_tokens(state: &State, wall: WallTime) -> Vec<Write> {
+    let old = |t: &&ClientToken| {
+        wall.as_millis().saturating_sub(t.used.as_millis()) > CLIENT_TOKEN_KEPT_MS
+    };
+    let expired = state.client_tokens.values().filter(old).take(EXPIRED_AT_ONCE);
+    expired.map(|t| Write::Delete(Record::ClientToken(t.clone()))).collect()
 }
 
 /// What a volume leaves beside its group.

@@ -11,7 +11,7 @@ use format::{
     record::{Group, Instance, Record, Server, ServerDrive},
 };
 use model::{
-    id::{NodeId, ReplicaId, ServerId},
+    id::{NodeId, ReplicaId, ServerId, Zone},
     time::{Instant, WallTime},
 };
 
@@ -31,6 +31,7 @@ const LINKS_MAX: usize = 4096;
 pub struct Context<'a> {
     pub state: &'a State,
     pub cluster: &'a str,
+    pub zones: &'a [Zone],
     pub now: Instant,
     /// A link of another run of the same server is believed dead when silent for this long.
     pub takeover: std::time::Duration,
@@ -92,7 +93,7 @@ fn register_server(
     link: LinkId,
     registration: RegisterServer,
 ) -> Result<(), String> {
-    check_cluster(context, &registration.cluster)?;
+    check_place(context, &registration.cluster, &registration.zone)?;
     if let Some(s) = live.servers.get(&registration.server)
         && let Some(old) = s.link
     {
@@ -150,7 +151,7 @@ fn register_node(
     link: LinkId,
     registration: RegisterNode,
 ) -> Result<(), String> {
-    check_cluster(context, &registration.cluster)?;
+    check_place(context, &registration.cluster, &registration.zone)?;
     for instance in &registration.instances {
         if let Some(known) = context.state.instances.get(instance)
             && known.account != registration.account
@@ -188,11 +189,15 @@ fn register_node(
     Ok(())
 }
 
-fn check_cluster(context: &Context<'_>, cluster: &str) -> Result<(), String> {
-    if cluster == context.cluster {
-        return Ok(());
+fn check_place(context: &Context<'_>, cluster: &str, zone: &Zone) -> Result<(), String> {
+    if cluster != context.cluster {
+        let ours = context.cluster;
+        return Err(format!("this is the manager of cluster '{ours}', not of '{cluster}'"));
     }
-    Err(format!("this is the manager of cluster '{}', not of '{cluster}'", context.cluster))
+    if !context.zones.contains(zone) {
+        return Err(format!("this cluster has no zone '{zone}'"));
+    }
+    Ok(())
 }
 
 fn from_server(

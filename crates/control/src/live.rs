@@ -180,6 +180,10 @@ impl Pause {
         self.failures = self.failures.saturating_add(1);
     }
 
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     pub fn over(&self, now: Instant) -> bool {
         now >= self.until
     }

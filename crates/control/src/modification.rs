@@ -212,8 +212,10 @@ fn size_is_there(case: &Case<'_>) -> bool {
 /// Nothing is left to move, make or free (but on servers that are away).
 fn is_settled(case: &Case<'_>) -> bool {
     let config = case.config();
-    let in_place = config.members.len() == case.group.desired.len()
-        && case.group.desired.iter().all(|p| config.is_in_sync(p.replica));
+    // One that moves nothing does not wait for a mirror that happens to be away.
+    let moves_nothing = case.modification.is_some_and(|m| m.replicas_to_fill == 0);
+    let in_place = config.members.iter().all(|m| case.is_desired(m.replica))
+        && case.group.desired.iter().all(|p| moves_nothing || config.is_in_sync(p.replica));
     let freed = case
         .group
         .replicas
@@ -255,6 +257,36 @@ fn complete(case: &Case<'_>, modification: &Modification) -> Decision {
     record.ended = Some(case.wall);
     let done = Write::Put(Record::Modification(record));
     Decision::of(vec![granted(case), case.put_group(group), done])
+}
+
+/// Gives the modification under way up: the set that serves stays, what was reserved beyond it
+/// is freed. A size that programs may have seen stays too; nothing shrinks.
+pub fn fail(case: &Case<'_>, reason: &str) -> Option<Decision> {
+    let modification = case.modification?;
+    let mut group = case.group.clone();
+    let now = case.config().size.get() >> 30;
+    let size = model::units::Gib::new(u32::try_from(now).unwrap_or(u32::MAX));
+    let parameters = Parameters { size, ..modification.original.clone() };
+    let stays: Vec<_> = case.config().in_sync().map(|m| m.replica).collect();
+    for placed in group.replicas.values_mut().filter(|p| stays.contains(&p.replica)) {
+        placed.rate = parameters.rate;
+        placed.size = placed.size.min(modification.target.size).max(size);
+    }
+    group.desired = stays.iter().map(|r| case.placed(*r).clone()).collect();
+    let mut volume = case.volume.clone();
+    volume.zone = parameters.zone.clone();
+    volume.parameters = parameters;
+    let mut record = modification.clone();
+    record.state = ModificationState::Failed;
+    record.status_message = Some(reason.to_owned());
+    record.ended = Some(case.wall);
+    // The configuration of those that stay, as it must be for what is no longer to come.
+    let after = Case { group: &group, volume: &volume, modification: None, ..*case };
+    let roles: Vec<_> = case.roles().into_iter().filter(|(r, _)| stays.contains(r)).collect();
+    let mut decision = after.store(&roles, None);
+    decision.writes.push(Write::Put(Record::Volume(volume)));
+    decision.writes.push(Write::Put(Record::Modification(record)));
+    Some(decision)
 }
 
 /// How far it is, from what the primary says of the fill under way.

@@ -19,9 +19,17 @@ use crate::{
     case::{Case, Decision},
     ledger::{Claim, Ledger},
     live::{GroupLive, HandOver, Standing},
+    modification,
     placement::{Fleet, Wish, ZoneRule, choose},
     random::Random,
 };
+
+/// A primary and one mirror.
+const REPLICAS_WANTED: usize = 2;
+/// A desired replica that could not be filled so often is given up for another.
+const FILL_FAILURES_MAX: u32 = 6;
+/// A modification for whose replica no room was found so often has failed: half a minute.
+const PLACEMENT_FAILURES_MAX: u32 = 6;
 
 /// The rules that need no configuration: what exists, and what does no more.
 pub fn note_existence(case: &Case<'_>) -> Option<Decision> {
@@ -133,7 +141,7 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
 /// The target first, then the others that stay. Of those not desired, only as many stay as the
 /// wanted number needs: first those on servers of their own.
 fn after_hand_over(case: &Case<'_>, target: ReplicaId) -> Vec<(ReplicaId, Role)> {
-    let wanted = case.group.desired.len().max(2);
+    let wanted = case.group.desired.len().max(REPLICAS_WANTED);
     let mut others: Vec<_> =
         case.config().in_sync().map(|m| m.replica).filter(|r| *r != target).collect();
     let target_server = case.server_of(target);
@@ -193,23 +201,38 @@ fn drop_undesired(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
     Some(case.store(&roles, Some("drop")))
 }
 
-/// Desired replicas that are not in sync and will not come back soon, or were refused, are
-/// replaced by new ones elsewhere.
+/// Desired replicas that are not in sync and will not come back soon, were refused, or could
+/// not be filled, are replaced by new ones elsewhere.
 fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> Option<Decision> {
     if !facts.placement_pause.over(case.now) || !case.primary_runs() {
         return None;
     }
+    let unfillable = facts.learner_pause.failures() >= FILL_FAILURES_MAX;
+    let out = |p: &&Placed| case.config().member(p.replica).is_none();
     let lost = case
         .group
         .desired
         .iter()
-        .find(|p| case.config().member(p.replica).is_none() && is_lost(case, p.replica))?;
-    let Some(group) = replaced(case, lost.replica, ZoneRule::WhereZoneIsFull, random) else {
-        facts.placement_pause.failed(case.now);
+        .filter(out)
+        .find(|p| is_lost(case, p.replica) || (unfillable && p.created))
+        .map(|p| p.replica);
+    if lost.is_none() && case.group.desired.len() >= REPLICAS_WANTED {
         return None;
-    };
-    facts.placement_pause.reset();
-    Some(Decision { writes: vec![case.put_group(group)], placed: true })
+    }
+    if let Some(group) = replaced(case, lost, ZoneRule::WhereZoneIsFull, random) {
+        facts.placement_pause.reset();
+        facts.learner_pause.reset();
+        return Some(Decision { writes: vec![case.put_group(group)], placed: true });
+    }
+    let moves = case.modification.is_some_and(|m| m.replicas_to_fill > 0);
+    if moves && facts.placement_pause.failures() >= PLACEMENT_FAILURES_MAX {
+        facts.placement_pause.reset();
+        let reason = "A new replica could not be made, and no other drive has room for it. \
+                      Retry the modification when there is capacity.";
+        return modification::fail(case, reason);
+    }
+    facts.placement_pause.failed(case.now);
+    None
 }
 
 pub fn is_lost(case: &Case<'_>, replica: ReplicaId) -> bool {
@@ -224,23 +247,17 @@ fn away_for(case: &Case<'_>, replica: ReplicaId) -> Duration {
     case.live.away_for(case.server_of(replica), case.now)
 }
 
-/// The group with another replica in the place of `lost`, reserved; `None` when no drive has
-/// room.
+/// The group with another replica in the place of `lost`, or added when none is lost, reserved;
+/// `None` when no drive has room.
 pub fn replaced(
     case: &Case<'_>,
-    lost: ReplicaId,
+    lost: Option<ReplicaId>,
     zone_rule: ZoneRule,
     random: &mut Random,
 ) -> Option<Group> {
     let target = case.target();
-    let excluded: BTreeSet<ServerId> = case
-        .group
-        .desired
-        .iter()
-        .map(|p| p.replica)
-        .filter(|r| *r != lost)
-        .map(|r| case.server_of(r).clone())
-        .collect();
+    let others = case.group.desired.iter().map(|p| p.replica).filter(|r| Some(*r) != lost);
+    let excluded: BTreeSet<ServerId> = others.map(|r| case.server_of(r).clone()).collect();
     let wish = Wish {
         media: target.volume_type.media(),
         zone: &target.zone,
@@ -250,13 +267,15 @@ pub fn replaced(
         preferred: &BTreeSet::new(),
     };
     let mut fleet = fleet(case.state, case.live, case.now, case.timing);
-    fleet.barred.insert(case.placed(lost).drive.clone());
+    fleet.barred.extend(lost.map(|r| case.placed(r).drive.clone()));
     let drive = choose(&fleet, &wish).ok()?;
     let replica = ReplicaId::from_random(random.wide());
     let placed = Placed { replica, drive, size: target.size, rate: target.rate, created: false };
     let mut group = case.group.clone();
-    let slot = group.desired.iter_mut().find(|p| p.replica == lost)?;
-    *slot = placed.clone();
+    match group.desired.iter_mut().find(|p| Some(p.replica) == lost) {
+        Some(slot) => *slot = placed.clone(),
+        None => group.desired.push(placed.clone()),
+    }
     group.replicas.insert(replica, placed);
     Some(group)
 }

@@ -1,0 +1,153 @@
+//! Looking again at groups: which, when, and what goes out because of it.
+//!
+//! Decides: how decisions of several groups share a commit.
+//! Does not: know the rules; `reconcile` asks them.
+//! Invariant: a group is either settled or looked at again within [`LOOK`]; all of them within
+//! the time after which a message is sent again.
+
+use model::{
+    id::GroupId,
+    time::{Instant, WallTime},
+};
+
+use super::{Action, LOOK, Manager};
+use crate::{
+    case::{self, Case, Decision},
+    creation, links,
+    reconcile::{self, Repeat, Telling},
+    state::Write,
+};
+
+/// Writes of one commit, above which the next group waits for the next commit.
+const BATCH_WRITES_MAX: usize = 256;
+
+impl Manager {
+    /// What time alone changes: who is silent, what is to be sent again.
+    pub(super) fn look(&mut self, now: Instant) {
+        if now.since(self.looked) < LOOK {
+            return;
+        }
+        self.looked = now;
+        self.live.dirty.groups.extend(std::mem::take(&mut self.busy));
+        let up = self.live.servers_up(now, &self.params.timing);
+        if up != self.servers_up {
+            self.servers_up = up;
+            self.live.dirty.all = true;
+        }
+        if now.since(self.passed) < self.params.timing.resend {
+            return;
+        }
+        self.passed = now;
+        self.live.dirty.all = true;
+        self.sweep = true;
+        self.live.retain(now, &self.state);
+    }
+
+    /// Looks at every group that may need it. True when that led to a commit.
+    pub(super) fn reconcile(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let mut writes = links::registrations(&mut self.live, &self.state, wall);
+        if writes.is_empty() {
+            writes = self.reconcile_groups(now, wall, out);
+        }
+        if writes.is_empty() && std::mem::take(&mut self.sweep) {
+            writes = creation::expired_tokens(&self.state, wall);
+        }
+        if writes.is_empty() {
+            return false;
+        }
+        self.commit(writes, None, out);
+        true
+    }
+
+    fn reconcile_groups(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        out: &mut Vec<Action>,
+    ) -> Vec<Write> {
+        let mut dirty = std::mem::take(&mut self.live.dirty.groups);
+        if std::mem::take(&mut self.live.dirty.all) {
+            dirty.extend(self.state.groups.keys().copied());
+            let leftovers = reconcile::tell_leftovers(&self.state, &self.live);
+            self.send(now, leftovers, out);
+        }
+        let mut writes = Vec::new();
+        let mut full = false;
+        while let Some(group) = dirty.pop_first() {
+            if full || writes.len() >= BATCH_WRITES_MAX {
+                dirty.insert(group);
+                break;
+            }
+            let decision = self.reconcile_group(now, wall, group, out);
+            full |= decision.placed;
+            writes.extend(decision.writes);
+        }
+        self.live.dirty.groups.extend(dirty);
+        writes
+    }
+
+    /// Decides the next step of one group, or, when there is none, tells everybody concerned
+    /// what they should know.
+    fn reconcile_group(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        id: GroupId,
+        out: &mut Vec<Action>,
+    ) -> Decision {
+        let Some(group) = self.state.groups.get(&id) else { return Decision::default() };
+        let Some(volume) = self.state.volumes.get(&group.config.volume) else {
+            return self.reconcile_orphan(now, id, out);
+        };
+        let modification = case::running(&self.state, volume);
+        let mut facts = self.live.groups.remove(&id).unwrap_or_default();
+        let case = Case {
+            state: &self.state,
+            live: &self.live,
+            timing: &self.params.timing,
+            remirror_delay: self.params.remirror_delay,
+            now,
+            wall,
+            group,
+            volume,
+            modification: modification.as_ref(),
+        };
+        let decision = reconcile::decide(&case, &mut facts, &mut self.random);
+        let tellings = if decision.is_none() { reconcile::tell(&case, &facts) } else { Vec::new() };
+        let settled = decision.is_none()
+            && modification.is_none()
+            && tellings.iter().all(|t| t.repeat == Repeat::OncePerLink);
+        if !settled {
+            self.busy.insert(id);
+        }
+        self.live.groups.insert(id, facts);
+        self.send(now, tellings, out);
+        decision.unwrap_or_default()
+    }
+
+    /// A group whose volume is deleted, but for servers that were away.
+    fn reconcile_orphan(&mut self, now: Instant, id: GroupId, out: &mut Vec<Action>) -> Decision {
+        let group = &self.state.groups[&id];
+        if let Some(decision) = creation::freed(group, &self.live.removed) {
+            return decision;
+        }
+        let tellings = reconcile::tell_removals(group, group.replicas.keys().copied());
+        self.send(now, tellings, out);
+        Decision::default()
+    }
+
+    /// Sends what is not known to have been sent lately to whoever has a link.
+    fn send(&mut self, now: Instant, tellings: Vec<Telling>, out: &mut Vec<Action>) {
+        for telling in tellings {
+            let Some(link) = self.live.link_of(&telling.to) else { continue };
+            if self.live.due(link, &telling, now, self.params.timing.resend) {
+                out.push(Action::Send { link, message: telling.message });
+            }
+        }
+    }
+}
