@@ -18,8 +18,6 @@ mod replica;
 mod server;
 mod session;
 mod source;
-#[cfg(test)]
-mod tests;
 mod turn;
 
 pub use server::Server;

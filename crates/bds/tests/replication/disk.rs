@@ -1,0 +1,79 @@
+//! A drive that forgets what was not flushed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::world::Rng;
+
+const PAGE: u64 = 4096;
+const PAGE_LEN: usize = 4096;
+
+type Pages = BTreeMap<u64, Box<[u8; PAGE_LEN]>>;
+
+#[derive(Debug, Default, Clone)]
+pub struct Disk {
+    stable: Pages,
+    /// Completed, but gone with the power; in order.
+    cached: Vec<(u64, Vec<u8>)>,
+    current: Pages,
+}
+
+impl Disk {
+    pub fn read(&self, offset: u64, length: u32) -> Bytes {
+        let mut data = vec![0; length as usize];
+        let mut at = offset;
+        while at < offset + u64::from(length) {
+            let page = at / PAGE;
+            let end = ((page + 1) * PAGE).min(offset + u64::from(length));
+            if let Some(content) = self.current.get(&page) {
+                let from = (at % PAGE) as usize;
+                let (start, stop) = ((at - offset) as usize, (end - offset) as usize);
+                data[start..stop].copy_from_slice(&content[from..from + stop - start]);
+            }
+            at = end;
+        }
+        data.into()
+    }
+
+    pub fn write(&mut self, offset: u64, segments: &[Bytes], durable: bool) {
+        let data: Vec<u8> = segments.concat();
+        put(&mut self.current, offset, &data);
+        self.cached.push((offset, data));
+        if durable {
+            self.flush();
+        }
+    }
+
+    pub fn flush(&mut self) {
+        for (offset, data) in self.cached.drain(..) {
+            put(&mut self.stable, offset, &data);
+        }
+    }
+
+    /// The power fails: of what was not flushed, any blocks may have reached the medium.
+    pub fn crash(&mut self, rng: &mut Rng) {
+        for (offset, data) in std::mem::take(&mut self.cached) {
+            for (index, chunk) in data.chunks(PAGE_LEN).enumerate() {
+                if rng.chance(50) {
+                    put(&mut self.stable, offset + index as u64 * PAGE, chunk);
+                }
+            }
+        }
+        self.current = self.stable.clone();
+    }
+}
+
+fn put(pages: &mut Pages, offset: u64, data: &[u8]) {
+    let mut at = offset;
+    let end = offset + data.len() as u64;
+    while at < end {
+        let page = at / PAGE;
+        let stop = ((page + 1) * PAGE).min(end);
+        let content = pages.entry(page).or_insert_with(|| Box::new([0; PAGE_LEN]));
+        let from = (at % PAGE) as usize;
+        let source = &data[(at - offset) as usize..(stop - offset) as usize];
+        content[from..from + source.len()].copy_from_slice(source);
+        at = stop;
+    }
+}

@@ -1,0 +1,12 @@
+//! Several servers with real engines, in virtual time: what replication promises, seen from
+//! outside.
+
+#![allow(clippy::cast_possible_truncation, reason = "small numbers of our own making")]
+
+mod check;
+mod client;
+mod disk;
+mod manager;
+mod random;
+mod scenario;
+mod world;

@@ -1,0 +1,372 @@
+//! A manager of one group, just clever enough: it stores configurations in its memory, one after
+//! the other, and never more than one step is under way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use format::ctl::{FromManager, ToManager};
+use model::{
+    epoch::{AttachGeneration, Epoch},
+    group::{GroupConfig, Member, Role},
+    id::{BootId, ReplicaId, ServerId, VolumeId},
+    time::Instant,
+    units::{ByteCount, Iops, MibPerSec, Rate},
+    volume::Media,
+};
+
+use crate::world::{
+    Happening, SIZE, World, address_of, drive_name, group, replica_id, server_name,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    None,
+    /// `next` is stored when its primary has promised its epoch; `by`: only until then.
+    Promise {
+        next: GroupConfig,
+        by: Option<Instant>,
+    },
+    HandOver {
+        to: ReplicaId,
+        asked: Instant,
+    },
+}
+
+#[derive(Debug)]
+pub struct Manager {
+    pub config: GroupConfig,
+    /// Where replicas should be, in order.
+    pub desired: Vec<Member>,
+    pub wanted_members: usize,
+    pub created: BTreeSet<ReplicaId>,
+    pub adopted: bool,
+    pub step: Step,
+    /// The run of the primary's server that the configuration was made for.
+    primary_boot: Option<BootId>,
+    boots: BTreeMap<ServerId, BootId>,
+    up: BTreeSet<ServerId>,
+    silent: BTreeMap<ReplicaId, u32>,
+    said: Option<Instant>,
+    pub learners_failed: u32,
+    pub silent_reports: u32,
+    pub failovers: u32,
+    pub ready_reports: u32,
+    /// Learners are added on its own.
+    pub heals: bool,
+    /// Configurations so far, for tests that look.
+    pub history: Vec<GroupConfig>,
+    pub progress: Option<format::ctl::FillProgress>,
+    pub filled_bytes_moved: u64,
+    patience: Instant,
+}
+
+impl Manager {
+    pub fn new(servers: u64) -> Self {
+        let member = |n: u64| Member {
+            replica: replica_id(n),
+            server: server_name(n),
+            address: address_of(n),
+            drive: drive_name(),
+            role: if n == 1 { Role::Primary } else { Role::Mirror },
+        };
+        let wanted_members = servers.min(2) as usize;
+        let desired: Vec<Member> = (1..=servers).map(member).collect();
+        let config = GroupConfig {
+            group: group(),
+            volume: VolumeId::from_raw(5),
+            epoch: Epoch::FIRST,
+            members: desired[..wanted_members].to_vec(),
+            size: ByteCount::new(SIZE),
+            attach_generation: AttachGeneration::from_raw(1),
+            rate: Rate { iops: Iops::new(50_000), throughput: MibPerSec::new(1_000) },
+            media: Media::Ssd,
+        };
+        Self {
+            config,
+            desired: desired[..wanted_members].to_vec(),
+            wanted_members,
+            created: BTreeSet::new(),
+            adopted: false,
+            step: Step::None,
+            primary_boot: None,
+            boots: BTreeMap::new(),
+            up: BTreeSet::new(),
+            silent: BTreeMap::new(),
+            said: None,
+            learners_failed: 0,
+            silent_reports: 0,
+            failovers: 0,
+            ready_reports: 0,
+            heals: true,
+            history: Vec::new(),
+            progress: None,
+            filled_bytes_moved: 0,
+            patience: Instant::ZERO,
+        }
+    }
+
+    fn next(&self) -> GroupConfig {
+        GroupConfig { epoch: self.config.epoch.next(), ..self.config.clone() }
+    }
+
+    /// Everything desired is in sync, and the primary has said so.
+    pub fn is_whole(&self) -> bool {
+        self.adopted
+            && self.step == Step::None
+            && self.desired.iter().all(|d| self.config.is_in_sync(d.replica))
+            && self.config.members.len() == self.desired.len()
+    }
+}
+
+fn without(config: &GroupConfig, replica: ReplicaId) -> GroupConfig {
+    let mut next = GroupConfig { epoch: config.epoch.next(), ..config.clone() };
+    next.members.retain(|m| m.replica != replica);
+    let source = source_of(&next.members);
+    for member in &mut next.members {
+        if let Role::Learner { source: old } = &mut member.role
+            && *old == replica
+        {
+            *old = source;
+        }
+    }
+    next
+}
+
+/// A mirror if there is one, else the primary.
+fn source_of(members: &[Member]) -> ReplicaId {
+    let mirror = members.iter().find(|m| m.role == Role::Mirror);
+    mirror.or(members.iter().find(|m| m.role == Role::Primary)).expect("a primary").replica
+}
+
+impl World {
+    /// Makes a configuration the group's, and tells the primary.
+    pub fn store(&mut self, next: GroupConfig) {
+        let manager = &mut self.manager;
+        assert_eq!(next.epoch, manager.config.epoch.next(), "compare and swap");
+        next.check().expect("well formed");
+        manager.primary_boot = manager.boots.get(&next.primary().server).copied();
+        manager.history.push(next.clone());
+        manager.config = next;
+        manager.adopted = false;
+        manager.step = Step::None;
+        manager.silent.clear();
+        manager.said = None;
+        self.manage();
+    }
+
+    pub fn change(&mut self, change: impl FnOnce(&mut GroupConfig)) {
+        let mut next = self.manager.next();
+        change(&mut next);
+        self.store(next);
+    }
+
+    pub fn begin_hand_over(&mut self, to: ReplicaId) {
+        self.manager.step = Step::HandOver { to, asked: self.now };
+        let (group, epoch) = (group(), self.manager.config.epoch);
+        let server = self.manager.config.primary().server.clone();
+        self.command(&server, FromManager::HandOver { group, epoch });
+    }
+
+    pub fn manager_lost(&mut self, server: &ServerId) {
+        self.manager.up.remove(server);
+        self.manager.patience = self.now + Duration::from_millis(1);
+    }
+
+    /// Looks at everything and takes the next step.
+    pub fn manage(&mut self) {
+        let manager = &mut self.manager;
+        for member in manager.desired.clone() {
+            if !manager.created.contains(&member.replica) && manager.up.contains(&member.server) {
+                let message = FromManager::CreateReplica {
+                    replica: member.replica,
+                    group: group(),
+                    volume: manager.config.volume,
+                    drive: member.drive.clone(),
+                    size: manager.config.size,
+                };
+                return self.say(&member.server.clone(), message);
+            }
+        }
+        let all_created =
+            manager.config.members.iter().all(|m| manager.created.contains(&m.replica));
+        if !all_created {
+            return;
+        }
+        if let Step::HandOver { asked, .. } = manager.step
+            && self.now.since(asked) > Duration::from_millis(500)
+        {
+            manager.step = Step::None;
+        }
+        if let Step::Promise { by: Some(by), .. } = &manager.step
+            && self.now > *by
+        {
+            manager.step = Step::None;
+        }
+        if let Step::Promise { next, .. } = manager.step.clone() {
+            let primary = next.primary();
+            if manager.up.contains(&primary.server) {
+                let message = FromManager::Prepare {
+                    replica: primary.replica,
+                    group: group(),
+                    epoch: next.epoch,
+                };
+                return self.say(&primary.server.clone(), message);
+            }
+            manager.step = Step::None;
+        }
+        let primary = manager.config.primary().clone();
+        let is_up = manager.up.contains(&primary.server);
+        let boot = manager.boots.get(&primary.server).copied();
+        if manager.primary_boot.is_none() {
+            manager.primary_boot = boot;
+        }
+        if !is_up || boot != manager.primary_boot {
+            return self.fail_over();
+        }
+        if !manager.adopted {
+            let config = manager.config.clone();
+            return self.say(&primary.server, FromManager::Configure { config });
+        }
+        if manager.step == Step::None {
+            self.look_after_members();
+        }
+    }
+
+    /// Says the same thing not more than once in 300 ms.
+    fn say(&mut self, server: &ServerId, message: FromManager) {
+        let soon = Duration::from_millis(300);
+        if self.manager.said.is_some_and(|at| self.now.since(at) < soon) {
+            return;
+        }
+        self.manager.said = Some(self.now);
+        self.command(server, message);
+    }
+
+    fn fail_over(&mut self) {
+        let manager = &mut self.manager;
+        if self.now < manager.patience || manager.step != Step::None {
+            return;
+        }
+        let mut candidates: Vec<Member> = manager.config.mirrors().cloned().collect();
+        candidates.push(manager.config.primary().clone());
+        let chosen = candidates.into_iter().find(|m| manager.up.contains(&m.server));
+        let Some(chosen) = chosen else { return };
+        let mut next = manager.next();
+        next.members = vec![Member { role: Role::Primary, ..chosen }];
+        manager.said = None;
+        manager.step = Step::Promise { next, by: None };
+        manager.failovers += 1;
+        self.manage();
+    }
+
+    fn look_after_members(&mut self) {
+        let manager = &mut self.manager;
+        let dead = manager.config.mirrors().find(|m| {
+            let reports = manager.silent.get(&m.replica).copied().unwrap_or(0);
+            reports > 0 && !manager.up.contains(&m.server) || reports >= 3
+        });
+        if let Some(dead) = dead.map(|m| m.replica) {
+            let next = without(&manager.config, dead);
+            return self.store(next);
+        }
+        let surplus = manager.config.members.iter().find(|m| {
+            let desired = manager.desired.iter().any(|d| d.replica == m.replica);
+            !desired && m.role != Role::Primary
+        });
+        let enough = manager.desired.iter().all(|d| manager.config.is_in_sync(d.replica));
+        if let Some(surplus) = surplus.map(|m| m.replica)
+            && (enough || manager.config.in_sync().count() > manager.wanted_members)
+        {
+            let next = without(&manager.config, surplus);
+            return self.store(next);
+        }
+        if !manager.heals || manager.config.learners().count() > 0 || self.now < manager.patience {
+            return;
+        }
+        let missing = manager
+            .desired
+            .iter()
+            .find(|d| manager.config.member(d.replica).is_none() && manager.up.contains(&d.server));
+        if let Some(missing) = missing.cloned() {
+            let mut next = manager.next();
+            let source = source_of(&next.members);
+            next.members.push(Member { role: Role::Learner { source }, ..missing });
+            self.store(next);
+        }
+    }
+
+    pub fn manager_received(&mut self, server: &ServerId, message: ToManager) {
+        let manager = &mut self.manager;
+        let current = manager.config.epoch;
+        match message {
+            ToManager::RegisterServer(register) => {
+                manager.boots.insert(server.clone(), register.boot);
+                manager.up.insert(server.clone());
+            }
+            ToManager::ReplicaCreated { replica } => {
+                manager.created.insert(replica);
+                manager.said = None;
+            }
+            ToManager::Promised { epoch, state, .. } => {
+                assert!(state.promised >= epoch);
+                let Step::Promise { next, .. } = &manager.step else { return };
+                if next.epoch == epoch && next.primary().replica == state.replica {
+                    let next = next.clone();
+                    self.store(next);
+                }
+            }
+            ToManager::Adopted { epoch, .. } if epoch == current && !manager.adopted => {
+                manager.adopted = true;
+                manager.said = None;
+                let config = manager.config.clone();
+                let after = self.rng.micros(50, 2_000);
+                self.at(after, Happening::ClientConfig(config));
+            }
+            ToManager::HandedOver { epoch, .. } if epoch == current => {
+                let Step::HandOver { to, asked } = manager.step else { return };
+                let mut next = manager.next();
+                for member in &mut next.members {
+                    match member.role {
+                        Role::Primary => member.role = Role::Mirror,
+                        Role::Mirror if member.replica == to => member.role = Role::Primary,
+                        _ => {}
+                    }
+                }
+                next.members.sort_by_key(|m| m.role != Role::Primary);
+                next.members.retain(|m| !matches!(m.role, Role::Learner { .. }));
+                let by = Some(asked + Duration::from_millis(500));
+                manager.said = None;
+                manager.step = Step::Promise { next, by };
+            }
+            ToManager::MemberSilent { epoch, silent, .. } if epoch == current => {
+                manager.silent_reports += 1;
+                *manager.silent.entry(silent).or_insert(0) += 1;
+            }
+            ToManager::LearnerReady { epoch, learner, .. } if epoch == current => {
+                manager.ready_reports += 1;
+                let mut next = manager.next();
+                let member = next.members.iter_mut().find(|m| m.replica == learner);
+                member.expect("a learner is a member").role = Role::Mirror;
+                self.store(next);
+            }
+            ToManager::LearnerFailed { epoch, learner, .. } if epoch == current => {
+                manager.learners_failed += 1;
+                manager.patience = self.now + Duration::from_millis(100);
+                let next = without(&manager.config, learner);
+                self.store(next);
+            }
+            ToManager::Beat { replicas } => {
+                for progress in replicas {
+                    if let Some(fill) = progress.fill {
+                        manager.filled_bytes_moved = fill.bytes_moved;
+                        manager.progress = Some(fill);
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.manage();
+    }
+}

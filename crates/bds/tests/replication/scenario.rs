@@ -1,0 +1,330 @@
+//! One situation each.
+
+use std::time::Duration;
+
+use model::{
+    epoch::AttachGeneration,
+    group::{Member, Role},
+    units::{ByteCount, Iops, MibPerSec, Rate},
+};
+
+use crate::{
+    client::Ask,
+    world::{SIZE, World, address_of, drive_name, replica_id, server_name},
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// A group with its client attached, all replicas in sync.
+fn started(seed: u64, servers: u64) -> World {
+    let mut world = World::new(seed, servers);
+    world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+    world
+}
+
+fn settle(world: &mut World) {
+    world.quiesce();
+    world.run_until(Duration::from_secs(60), "all in sync", |w| w.manager.is_whole());
+    world.read_everything();
+    world.check_replicas();
+}
+
+/// Another server's replica is desired in place of a present one.
+fn replace(world: &mut World, old: u64, new: u64) {
+    let member = Member {
+        replica: replica_id(new),
+        server: server_name(new),
+        address: address_of(new),
+        drive: drive_name(),
+        role: Role::Mirror,
+    };
+    let place = world.manager.desired.iter_mut().find(|d| d.replica == replica_id(old));
+    *place.expect("it was desired") = member;
+}
+
+#[test]
+fn what_is_written_is_read_and_held_by_every_replica() {
+    let mut world = started(1, 2);
+    world.write_through(5, 3);
+    world.read_through(4, 8);
+    world.write_through(6, 1);
+    world.read_through(4, 8);
+    settle(&mut world);
+}
+
+#[test]
+fn failover_keeps_every_acknowledged_write() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.client.depth = 16;
+        world.run_for(millis(200));
+        world.crash(&server_name(1));
+        world.run_until(SOON, "failover", |w| w.manager.config.primary().server == server_name(2));
+        world.run_for(millis(200));
+        world.boot(&server_name(1));
+        world.run_for(millis(500));
+        settle(&mut world);
+        assert!(world.client.writes_acknowledged > 50);
+        assert!(world.client.longest < millis(500), "{:?}", world.client.longest);
+    }
+}
+
+#[test]
+fn mirror_restart_needs_no_new_configuration() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        let epoch = world.manager.config.epoch;
+        world.client.depth = 16;
+        world.run_for(millis(200));
+        world.crash(&server_name(2));
+        world.run_for(millis(300));
+        world.boot(&server_name(2));
+        world.run_for(millis(300));
+        settle(&mut world);
+        assert_eq!(world.manager.config.epoch, epoch);
+    }
+}
+
+#[test]
+fn a_lost_mirror_is_dropped_and_comes_back_as_learner() {
+    let mut world = started(3, 2);
+    world.client.depth = 8;
+    world.run_for(millis(100));
+    world.crash(&server_name(2));
+    world.run_until(SOON, "drop", |w| w.manager.config.members.len() == 1 && w.manager.adopted);
+    let answered = world.client.answered;
+    world.run_for(millis(500));
+    assert!(world.client.answered > answered + 20, "writes go on without the mirror");
+    assert!(world.client.longest < millis(3_000));
+    world.boot(&server_name(2));
+    settle(&mut world);
+    assert_eq!(world.manager.learners_failed, 0);
+}
+
+#[test]
+fn both_servers_lose_power_and_nothing_acknowledged_is_lost() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.client.depth = 16;
+        world.run_for(millis(150));
+        world.crash(&server_name(1));
+        world.crash(&server_name(2));
+        world.run_for(millis(50));
+        let (first, second) = if seed % 2 == 0 { (1, 2) } else { (2, 1) };
+        world.boot(&server_name(first));
+        world.run_for(millis(seed * 37));
+        world.boot(&server_name(second));
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn deposed_primary_acknowledges_nothing() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.client.depth = 16;
+        world.run_for(millis(100));
+        // The manager believes it dead; its client does not know yet, and goes on asking.
+        world.cut_manager(&server_name(1));
+        world.run_until(SOON, "failover", |w| w.manager.config.primary().server == server_name(2));
+        world.run_for(millis(300));
+        assert_eq!(world.client.server, Some(server_name(2)));
+        world.mend_manager(&server_name(1));
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn learner_is_filled_while_writes_go_on() {
+    for seed in 0..6 {
+        let mut world = World::new(seed, 3);
+        world.manager.desired.truncate(2);
+        world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+        world.client.depth = 12;
+        world.run_for(millis(300));
+        replace(&mut world, 2, 3);
+        world.run_until(SOON, "whole", |w| w.manager.is_whole());
+        assert!(world.manager.filled_bytes_moved > 0 || world.manager.ready_reports == 1);
+        assert_eq!(world.manager.learners_failed, 0);
+        assert!(world.client.longest < millis(200), "{:?}", world.client.longest);
+        // The new mirror alone holds everything.
+        world.crash(&server_name(1));
+        world.run_until(SOON, "failover", |w| w.manager.config.primary().server == server_name(3));
+        world.boot(&server_name(1));
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn a_learner_that_dies_does_not_stop_the_writes_and_is_filled_again() {
+    for seed in 0..6 {
+        let mut world = World::new(seed, 3);
+        world.manager.desired.truncate(2);
+        world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+        world.client.depth = 12;
+        world.run_for(millis(300));
+        replace(&mut world, 2, 3);
+        world.run_until(SOON, "learner", |w| w.manager.config.learners().count() == 1);
+        world.run_for(Duration::from_micros(3_000 + seed * 2_000));
+        world.crash(&server_name(3));
+        world.run_for(millis(200));
+        let longest = world.client.longest;
+        let ready = world.manager.config.is_in_sync(replica_id(3));
+        assert!(ready || longest < millis(150), "{longest:?}");
+        if seed % 2 == 0 {
+            world.run_for(Duration::from_secs(6));
+            assert!(ready || world.manager.learners_failed > 0);
+        }
+        world.boot(&server_name(3));
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn a_source_that_dies_is_replaced_by_the_primary() {
+    let mut world = World::new(11, 3);
+    world.manager.desired.truncate(2);
+    world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+    world.client.depth = 12;
+    world.run_for(millis(300));
+    replace(&mut world, 2, 3);
+    world.run_until(SOON, "learner", |w| w.manager.config.learners().count() == 1);
+    world.run_for(millis(3));
+    world.crash(&server_name(2));
+    world.run_until(SOON, "whole", |w| w.manager.is_whole());
+    settle(&mut world);
+}
+
+#[test]
+fn hand_over_loses_nothing() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.client.depth = 16;
+        for round in 0..4 {
+            world.run_for(millis(100 + seed));
+            let to = 2 - round % 2;
+            world.begin_hand_over(replica_id(to));
+            world.run_until(SOON, "hand over", |w| {
+                w.manager.config.primary().replica == replica_id(to) && w.manager.adopted
+            });
+        }
+        settle(&mut world);
+        assert_eq!(world.manager.failovers, 0);
+        assert!(world.client.longest < millis(100), "{:?}", world.client.longest);
+    }
+}
+
+#[test]
+fn a_hand_over_that_nobody_finishes_ends_by_itself() {
+    let mut world = started(4, 2);
+    world.client.depth = 4;
+    world.run_for(millis(50));
+    let (group, epoch) = (crate::world::group(), world.manager.config.epoch);
+    let message = format::ctl::FromManager::HandOver { group, epoch };
+    world.command(&server_name(1), message);
+    world.run_for(millis(500));
+    let answered = world.client.answered;
+    world.run_for(millis(300));
+    assert_eq!(world.client.answered, answered, "nothing is served meanwhile");
+    world.run_for(millis(700));
+    assert!(world.client.answered > answered);
+    settle(&mut world);
+}
+
+#[test]
+fn a_change_of_configuration_under_load_is_not_noticed() {
+    let mut world = started(5, 2);
+    world.client.depth = 16;
+    for size in 1..6 {
+        world.run_for(millis(30));
+        world.change(|config| config.size = ByteCount::new(SIZE + (size << 20)));
+        world.run_until(SOON, "adopted", |w| w.manager.adopted);
+    }
+    settle(&mut world);
+    assert!(world.client.longest < millis(100), "{:?}", world.client.longest);
+    // The new blocks can be written, and reach the mirror.
+    let first = SIZE / 4096 + 3;
+    world.write_through(first, 2);
+    world.crash(&server_name(1));
+    world.read_through(first, 2);
+}
+
+#[test]
+fn a_new_attachment_fences_the_old_one() {
+    let mut world = started(6, 2);
+    world.client.depth = 8;
+    world.run_for(millis(100));
+    world.client.fenced = true;
+    world.client.depth = 0;
+    let old = world.client.config.clone().expect("attached");
+    world.change(|config| config.attach_generation = AttachGeneration::from_raw(2));
+    world.run_until(SOON, "adopted", |w| w.manager.adopted);
+    // The old session goes on asking, as one would that has not heard.
+    world.client.config = Some(old);
+    let before = world.client.answered;
+    world.ask(Ask::Read, 1, 1);
+    world.run_for(millis(300));
+    assert_eq!(world.client.answered, before, "a fenced session is served nothing");
+    world.restart_client();
+    world.client.config = None;
+    let config = world.manager.config.clone();
+    world.client_learns(config);
+    world.client.depth = 8;
+    world.run_for(millis(300));
+    assert!(world.client.answered > before + 10);
+    settle(&mut world);
+}
+
+#[test]
+fn a_restarted_node_process_sees_each_unanswered_write_either_way_but_for_good() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.client.depth = 16;
+        for _ in 0..5 {
+            world.run_for(millis(40));
+            world.restart_client();
+        }
+        world.run_for(millis(50));
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn broken_links_between_servers_lose_and_repeat_nothing() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.delay_us = 3_000;
+        world.client.depth = 24;
+        for _ in 0..20 {
+            let pause = world.rng.micros(1_000, 30_000);
+            world.run_for(pause);
+            world.break_link(&server_name(1), &server_name(2));
+        }
+        settle(&mut world);
+        assert_eq!(world.manager.failovers, 0);
+    }
+}
+
+#[test]
+fn the_bought_rate_is_delivered_and_changes_at_once() {
+    let mut world = started(7, 2);
+    let iops = |n| Rate { iops: Iops::new(n), throughput: MibPerSec::new(1_000) };
+    world.change(|config| config.rate = iops(500));
+    world.run_until(SOON, "adopted", |w| w.manager.adopted);
+    world.client.depth = 32;
+    world.run_for(millis(500));
+    let before = world.client.answered;
+    world.run_for(Duration::from_secs(5));
+    let answered = world.client.answered - before;
+    assert!((2_475..=2_525).contains(&answered), "{answered} in 5 s at 500 IOPS");
+    world.change(|config| config.rate = iops(2_000));
+    world.run_until(SOON, "adopted", |w| w.manager.adopted);
+    let before = world.client.answered;
+    world.run_for(Duration::from_secs(1));
+    let answered = world.client.answered - before;
+    assert!((1_900..=2_100).contains(&answered), "{answered} in 1 s at 2,000 IOPS");
+}
