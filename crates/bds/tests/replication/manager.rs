@@ -107,6 +107,13 @@ impl Manager {
         }
     }
 
+    /// Before the group starts: it has this many members.
+    pub fn want(&mut self, members: usize) {
+        self.wanted_members = members;
+        self.desired.truncate(members);
+        self.config.members = self.desired.clone();
+    }
+
     fn next(&self) -> GroupConfig {
         GroupConfig { epoch: self.config.epoch.next(), ..self.config.clone() }
     }
@@ -270,6 +277,15 @@ impl World {
         if let Some(dead) = dead.map(|m| m.replica) {
             let next = without(&manager.config, dead);
             return self.store(next);
+        }
+        let primary = manager.config.primary().replica;
+        let misplaced = manager.desired.iter().all(|d| d.replica != primary);
+        let successor = manager.config.mirrors().find(|m| {
+            let desired = manager.desired.iter().any(|d| d.replica == m.replica);
+            misplaced && desired && manager.up.contains(&m.server)
+        });
+        if let Some(successor) = successor.map(|m| m.replica) {
+            return self.begin_hand_over(successor);
         }
         let surplus = manager.config.members.iter().find(|m| {
             let desired = manager.desired.iter().any(|d| d.replica == m.replica);

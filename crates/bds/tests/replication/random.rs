@@ -91,7 +91,7 @@ fn replace_one(world: &mut World) {
 
 fn run(seed: u64, servers: u64, members: usize) {
     let mut world = World::new(seed, servers);
-    world.manager.desired.truncate(members);
+    world.manager.want(members);
     world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
     world.client.depth = 4 + world.rng.below(20) as usize;
     world.delay_us = 200 + world.rng.below(3_000);

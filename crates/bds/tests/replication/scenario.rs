@@ -142,7 +142,7 @@ fn deposed_primary_acknowledges_nothing() {
 fn learner_is_filled_while_writes_go_on() {
     for seed in 0..6 {
         let mut world = World::new(seed, 3);
-        world.manager.desired.truncate(2);
+        world.manager.want(2);
         world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
         world.client.depth = 12;
         world.run_for(millis(300));
@@ -163,7 +163,7 @@ fn learner_is_filled_while_writes_go_on() {
 fn a_learner_that_dies_does_not_stop_the_writes_and_is_filled_again() {
     for seed in 0..6 {
         let mut world = World::new(seed, 3);
-        world.manager.desired.truncate(2);
+        world.manager.want(2);
         world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
         world.client.depth = 12;
         world.run_for(millis(300));
@@ -187,7 +187,7 @@ fn a_learner_that_dies_does_not_stop_the_writes_and_is_filled_again() {
 #[test]
 fn a_source_that_dies_is_replaced_by_the_primary() {
     let mut world = World::new(11, 3);
-    world.manager.desired.truncate(2);
+    world.manager.want(2);
     world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
     world.client.depth = 12;
     world.run_for(millis(300));
