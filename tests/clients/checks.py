@@ -130,3 +130,26 @@ def running_instance(ec2):
         )
 
     return wait_for("a running instance", found)
+
+
+def free_device(ec2, instance):
+    """A device name that the instance does not use yet."""
+    found = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+    used = {m["DeviceName"] for m in found["BlockDeviceMappings"]}
+    return next(d for d in (f"/dev/sd{c}" for c in "fghijklmnop") if d not in used)
+
+
+def volume_ids(ec2):
+    pages = ec2.get_paginator("describe_volumes").paginate()
+    return {v["VolumeId"] for page in pages for v in page["Volumes"]}
+
+
+def remove_since(ec2, before):
+    """Removes what a run left behind, so that the service is as it was."""
+    for volume_id in volume_ids(ec2) - before:
+        refusal(ec2.detach_volume, VolumeId=volume_id, Force=True)
+        removed = lambda: refusal(ec2.delete_volume, VolumeId=volume_id)[1] in (
+            None, "InvalidVolume.NotFound",
+        )
+        wait_for(f"{volume_id} can be deleted", removed)
+        wait_for(f"{volume_id} is gone", lambda: gone(ec2, volume_id))

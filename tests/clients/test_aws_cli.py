@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 
-from checks import NOWHERE, REGION, TYPES, Checks, wait_for
+from checks import (
+    NOWHERE, REGION, TYPES, Checks, client, free_device, remove_since, volume_ids, wait_for,
+)
 
 # Nothing of the user's own: only the environment speaks.
 ENV = {
@@ -96,7 +98,7 @@ def each_type(checks, zone):
 
 def life_of_a_volume(checks, instance, zone):
     volume_id = ec2(
-        "create-volume", "--availability-zone", zone, "--size", 1, "--volume-type", "gp3",
+        "create-volume", "--availability-zone", zone, "--size", 8, "--volume-type", "gp3",
         "--tag-specifications", "ResourceType=volume,Tags=[{Key=Name,Value=a b}]",
     )["VolumeId"]
     available(volume_id)
@@ -127,8 +129,9 @@ def tags(checks, volume_id):
 
 
 def attach(checks, volume_id, instance):
+    device = free_device(client(), instance)
     answer = ec2(
-        "attach-volume", "--volume-id", volume_id, "--instance-id", instance, "--device", "/dev/sdg"
+        "attach-volume", "--volume-id", volume_id, "--instance-id", instance, "--device", device
     )
     checks.equal("attaching", answer["State"], "attaching")
     ec2("wait", "volume-in-use", "--volume-ids", volume_id)
@@ -136,14 +139,14 @@ def attach(checks, volume_id, instance):
         "attached",
         lambda: [a for a in volume(volume_id)["Attachments"] if a["State"] == "attached"],
     )
-    checks.equal("at the device", (at[0]["Device"], at[0]["InstanceId"]), ("/dev/sdg", instance))
+    checks.equal("at the device", (at[0]["Device"], at[0]["InstanceId"]), (device, instance))
     status = ec2("describe-volume-status", "--volume-ids", volume_id)["VolumeStatuses"][0]
     checks.equal("it is ok", status["VolumeStatus"]["Status"], "ok")
 
 
 def modify(checks, volume_id):
     answer = ec2(
-        "modify-volume", "--volume-id", volume_id, "--size", 2, "--volume-type", "gp3",
+        "modify-volume", "--volume-id", volume_id, "--size", 9, "--volume-type", "gp3",
         "--iops", 3500, "--throughput", 150,
     )["VolumeModification"]
     checks.equal("modifying", answer["ModificationState"], "modifying")
@@ -156,7 +159,7 @@ def modify(checks, volume_id):
     ended = wait_for("completed", completed, 120)
     checks.equal("progress", ended["Progress"], 100)
     now = volume(volume_id)
-    checks.equal("it is so", (now["Size"], now["Iops"], now["Throughput"]), (2, 3500, 150))
+    checks.equal("it is so", (now["Size"], now["Iops"], now["Throughput"]), (9, 3500, 150))
 
 
 def wrong_calls(checks, zone):
@@ -179,11 +182,13 @@ def wrong_calls(checks, zone):
 
 def main():
     checks = Checks()
+    before = volume_ids(client())
     instance, zone = running_instance()
     checks.scenario(places)
     checks.scenario(each_type, zone)
     checks.scenario(life_of_a_volume, instance, zone)
     checks.scenario(wrong_calls, zone)
+    checks.scenario(lambda _: remove_since(client(), before))
     checks.finish()
 
 

@@ -14,7 +14,8 @@ import botocore.auth
 
 from checks import (
     ENDPOINT, NOBODY, NOWHERE, REGION, SECRET, SOON, TYPES,
-    Checks, client, gone, native, refusal, running_instance, wait_for,
+    Checks, client, free_device, gone, native, refusal, remove_since, running_instance, volume_ids,
+    wait_for,
 )
 
 
@@ -64,23 +65,24 @@ def life_of_a_volume(checks, ec2):
     tags = [{"Key": "Name", "Value": "a <b> & é"}, {"Key": "empty", "Value": ""}]
     volume_id = ec2.create_volume(
         AvailabilityZone=zone,
-        Size=1,
+        Size=8,
         VolumeType="gp3",
         Encrypted=False,
         TagSpecifications=[{"ResourceType": "volume", "Tags": tags}],
     )["VolumeId"]
     ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=SOON)
-    attach(checks, ec2, volume_id, instance)
+    device = free_device(ec2, instance)
+    attach(checks, ec2, volume_id, instance, device)
     modify(checks, ec2, volume_id)
     code = refusal(ec2.delete_volume, VolumeId=volume_id)[1]
     checks.equal("an attached volume stays", code, "VolumeInUse")
-    detach(checks, ec2, volume_id, instance)
+    detach(checks, ec2, volume_id, instance, device)
     ec2.delete_volume(VolumeId=volume_id)
     wait_for("the volume is gone", lambda: gone(ec2, volume_id))
 
 
-def attach(checks, ec2, volume_id, instance):
-    asked = dict(VolumeId=volume_id, InstanceId=instance, Device="/dev/sdf")
+def attach(checks, ec2, volume_id, instance, device):
+    asked = dict(VolumeId=volume_id, InstanceId=instance, Device=device)
     code = refusal(ec2.attach_volume, DryRun=True, **asked)[:2]
     checks.equal("attaching would succeed", code, (412, "DryRunOperation"))
     answer = ec2.attach_volume(**asked)
@@ -92,29 +94,41 @@ def attach(checks, ec2, volume_id, instance):
         return attachments[0] if attachments[0]["State"] == "attached" else None
 
     attachment = wait_for("the volume is attached", attached)
-    checks.equal("at the device", attachment["Device"], "/dev/sdf")
+    checks.equal("at the device", attachment["Device"], device)
     checks.equal("at the instance", attachment["InstanceId"], instance)
     filters = [
         {"Name": "attachment.instance-id", "Values": [instance]},
-        {"Name": "attachment.device", "Values": ["/dev/sdf"]},
+        {"Name": "attachment.device", "Values": [device]},
     ]
     found = ec2.describe_volumes(VolumeIds=[volume_id], Filters=filters)["Volumes"]
     checks.equal("found by its attachment", [v["VolumeId"] for v in found], [volume_id])
     at = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
     mapped = [m["Ebs"]["VolumeId"] for m in at["BlockDeviceMappings"]]
     checks.that("the instance shows it", volume_id in mapped)
-    again = refusal(ec2.attach_volume, VolumeId=volume_id, InstanceId=instance, Device="/dev/sdg")
+    again = refusal(ec2.attach_volume, VolumeId=volume_id, InstanceId=instance, Device="/dev/sdq")
     checks.equal("attached once", again[:2], (400, "VolumeInUse"))
+    device_in_use(checks, ec2, asked)
+
+
+def device_in_use(checks, ec2, attached):
+    """CSI drivers look for the words, and try another name."""
+    zone = ec2.describe_volumes(VolumeIds=[attached["VolumeId"]])["Volumes"][0]["AvailabilityZone"]
+    other = ec2.create_volume(AvailabilityZone=zone, Size=1, VolumeType="gp2")["VolumeId"]
+    ec2.get_waiter("volume_available").wait(VolumeIds=[other], WaiterConfig=SOON)
+    found = refusal(ec2.attach_volume, **{**attached, "VolumeId": other})
+    checks.equal("a device is used once", found[1], "InvalidParameterValue")
+    checks.that("and it says so", "already in use" in found[2], found[2])
+    ec2.delete_volume(VolumeId=other)
 
 
 def modify(checks, ec2, volume_id):
     code = refusal(ec2.describe_volumes_modifications, VolumeIds=[volume_id])[1]
     checks.equal("never modified", code, "InvalidVolumeModification.NotFound")
     for asked, expected in [
-        ({"Size": 2}, {"TargetSize": 2, "OriginalSize": 1, "TargetVolumeType": "gp3"}),
+        ({"Size": 9}, {"TargetSize": 9, "OriginalSize": 8, "TargetVolumeType": "gp3"}),
         ({"Iops": 4000, "Throughput": 200}, {"TargetIops": 4000, "TargetThroughput": 200}),
-        ({"VolumeType": "standard"}, {"TargetVolumeType": "standard", "TargetSize": 2}),
-        ({"VolumeType": "gp2", "Size": 3}, {"OriginalVolumeType": "standard", "TargetIops": 100}),
+        ({"VolumeType": "standard"}, {"TargetVolumeType": "standard", "TargetSize": 9}),
+        ({"VolumeType": "gp2", "Size": 10}, {"OriginalVolumeType": "standard", "TargetIops": 100}),
     ]:
         dry = refusal(ec2.modify_volume, VolumeId=volume_id, DryRun=True, **asked)[:2]
         checks.equal(f"{asked} would succeed", dry, (412, "DryRunOperation"))
@@ -151,16 +165,16 @@ def watch(checks, ec2, volume_id, asked):
     return last
 
 
-def detach(checks, ec2, volume_id, instance):
+def detach(checks, ec2, volume_id, instance, device):
     wrong = refusal(ec2.detach_volume, VolumeId=volume_id, InstanceId=instance, Device="/dev/sdz")
     checks.equal("not at this device", wrong[1], "InvalidAttachment.NotFound")
-    answer = ec2.detach_volume(VolumeId=volume_id, InstanceId=instance, Device="/dev/sdf")
+    answer = ec2.detach_volume(VolumeId=volume_id, InstanceId=instance, Device=device)
     checks.equal("detaching", answer["State"], "detaching")
     ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=SOON)
     again = refusal(ec2.detach_volume, VolumeId=volume_id)
     checks.equal("detached once", again[1], "IncorrectState")
     checks.that("and it says available", "available" in again[2], again[2])
-    asked = dict(VolumeId=volume_id, InstanceId=instance, Device="/dev/sdf")
+    asked = dict(VolumeId=volume_id, InstanceId=instance, Device=device)
     ec2.attach_volume(**asked)
     ec2.detach_volume(VolumeId=volume_id, Force=True)
     ec2.get_waiter("volume_available").wait(VolumeIds=[volume_id], WaiterConfig=SOON)
@@ -456,6 +470,7 @@ def another_account(checks, ec2, zone):
 def main():
     checks = Checks()
     ec2 = client()
+    before = volume_ids(ec2)
     _, zone = running_instance(ec2)
     checks.scenario(places, ec2)
     for volume_type, parameters in TYPES.items():
@@ -465,6 +480,7 @@ def main():
     checks.scenario(client_tokens, ec2, zone)
     checks.scenario(wrong_calls, ec2, zone)
     checks.scenario(strangers, ec2, zone)
+    checks.scenario(lambda _: remove_since(ec2, before))
     checks.finish()
 
 
