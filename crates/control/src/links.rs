@@ -216,7 +216,9 @@ fn from_server(
         ToManager::ReplicaCreated { replica } => created(live, context, server, replica),
         ToManager::ReplicaRefused { replica, reason } => {
             if let Some(group) = group_of(context.state, server, replica) {
+                let drive = group.replicas[&replica].drive.clone();
                 live.refused.insert(replica, reason);
+                live.refused_by.insert(drive, now);
                 live.mark(group.config.group);
             }
         }

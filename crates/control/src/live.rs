@@ -15,7 +15,7 @@ use std::{
 use format::ctl::{FillProgress, FromManager, RegisterServer, ReplicaReport};
 use model::{
     epoch::{AttachGeneration, Epoch},
-    id::{BootId, DriveName, GroupId, NodeId, ReplicaId, ServerId, VolumeId},
+    id::{BootId, DriveId, DriveName, GroupId, NodeId, ReplicaId, ServerId, VolumeId},
     time::Instant,
     units::ByteCount,
 };
@@ -29,6 +29,9 @@ use crate::{
 /// When a message was sent is forgotten after this long; it is sent again long before.
 const SENT_KEPT: Duration = Duration::from_secs(30);
 
+/// A drive that refused a replica is not asked again for this long.
+const REFUSAL_KEPT: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 pub struct Live {
     pub started: Instant,
@@ -40,6 +43,8 @@ pub struct Live {
     pub promised: BTreeMap<ReplicaId, Epoch>,
     /// Replicas that a server would not make, and why.
     pub refused: BTreeMap<ReplicaId, String>,
+    /// Drives that refused a replica lately: nothing is placed there for a while.
+    pub refused_by: BTreeMap<DriveId, Instant>,
     /// Replicas that a server has removed, until the state says so too.
     pub removed: BTreeSet<ReplicaId>,
     /// Registrations that the state does not reflect yet.
@@ -286,6 +291,7 @@ impl Live {
             state.groups.values().flat_map(|g| g.replicas.keys().copied()).collect();
         self.promised.retain(|r, _| replicas.contains(r));
         self.refused.retain(|r, _| replicas.contains(r));
+        self.refused_by.retain(|_, at| now.since(*at) < REFUSAL_KEPT);
         self.removed.retain(|r| replicas.contains(r));
         self.groups.retain(|g, _| state.groups.contains_key(g));
         for node in self.nodes.values_mut() {

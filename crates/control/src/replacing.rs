@@ -179,6 +179,7 @@ fn begin_learner(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     roles.push((learner, Role::Learner { source }));
     facts.learner_since = Some((learner, case.next_epoch()));
     facts.moved_before = case.modification.map(|m| (learner, m.bytes_moved)).or(Some((learner, 0)));
+    facts.placement_pause.reset();
     facts.ready = None;
     facts.failed = None;
     facts.fill = None;
@@ -220,7 +221,6 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
         return None;
     }
     if let Some(group) = replaced(case, lost, ZoneRule::WhereZoneIsFull, random) {
-        facts.placement_pause.reset();
         facts.learner_pause.reset();
         return Some(Decision { writes: vec![case.put_group(group)], placed: true });
     }
@@ -294,9 +294,6 @@ pub fn fleet(
             .map(|drive| model::id::DriveId { server: server.clone(), drive: drive.clone() })
     });
     let mut barred: BTreeSet<_> = failed.collect();
-    for group in state.groups.values() {
-        let refused = group.replicas.values().filter(|p| live.refused.contains_key(&p.replica));
-        barred.extend(refused.map(|p| p.drive.clone()));
-    }
+    barred.extend(live.refused_by.keys().cloned());
     Fleet { ledger: Ledger::of(state), up: live.servers_up(now, timing), barred }
 }

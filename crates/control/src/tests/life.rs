@@ -322,7 +322,7 @@ fn live_a_life(world: &mut World, kills: Option<(u64, bool)>) -> u64 {
     loop {
         world.step();
         assert!(world.ms < limit, "stuck at {kills:?}: {:#?}", world.store);
-        if world.manager.is_none() || world.ms % 500 != 0 {
+        if world.manager.is_none() || !world.ms.is_multiple_of(500) {
             continue;
         }
         let state = world.state();
@@ -375,4 +375,106 @@ fn the_manager_may_die_at_every_commit_and_the_life_goes_on() {
             live_a_life(&mut World::new(), Some((at, durable)));
         }
     }
+}
+
+#[test]
+fn progress_is_true_and_never_goes_back() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, standard("local-1a", 8));
+    world.fill_steps = 100;
+    world.ask(everything(volume)).expect("there is room");
+    let (mut last, mut seen) = (0, std::collections::BTreeSet::new());
+    while !completed(&world, volume) {
+        world.step();
+        let modification = world.modification(volume);
+        let percent = modification.progress_percent;
+        assert!(percent >= last, "from {last} to {percent}");
+        assert!(modification.bytes_moved <= modification.bytes_total);
+        last = percent;
+        seen.insert(percent);
+        if world.config(volume).in_sync().count() == 2
+            && world.config(volume).primary().server.as_str().starts_with("server-a-")
+        {
+            assert!(percent <= 50, "{percent} before the first half was there");
+        }
+    }
+    assert!(seen.len() >= 8, "progress in steps of a second: {seen:?}");
+    let moved = world.modification(volume).bytes_moved;
+    assert!((150 << 20..=200 << 20).contains(&moved), "two fills of 100 MiB, not {moved} bytes");
+}
+
+#[test]
+fn a_volume_for_which_a_zone_makes_no_two_replicas_ends_in_error_and_frees_its_space() {
+    let mut world = World::new();
+    world.server("server-a-1").refuses = true;
+    let volume = world.create(gp3("local-1a", 8));
+    // The zone has two servers, so a mirror in another zone would be a lie about the zone.
+    world.run(70_000);
+    let record = world.volume(volume);
+    assert_eq!(record.state, VolumeState::Error);
+    assert!(record.error.expect("a reason").contains("no room"));
+    world.ask(CommandKind::DeleteVolume { volume }).expect("an error may be deleted");
+    world.until("gone", 5_000, |w| w.state().groups.is_empty());
+}
+
+#[test]
+fn a_modification_whose_target_is_refused_goes_elsewhere_or_fails_cleanly() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, standard("local-1a", 8));
+    let before = world.volume(volume).parameters;
+    for server in ["server-b-1", "server-b-2", "server-c-1", "server-c-2"] {
+        world.server(server).refuses = true;
+    }
+    for server in ["server-a-1", "server-a-2"] {
+        world.server(server).ssd.capacity = Gib::new(1).to_bytes();
+        world.break_link(server);
+    }
+    world.run(500);
+    world.ask(everything(volume)).expect("the ledger has room");
+    world.until("failed", 90_000, |w| w.modification(volume).state == ModificationState::Failed);
+    world.until("freed", 10_000, |w| whole(w, volume));
+    let after = world.volume(volume).parameters;
+    assert_eq!(after.volume_type, before.volume_type);
+    assert_eq!((after.rate, after.zone), (before.rate, before.zone));
+    assert_eq!(world.config(volume).size, after.size.to_bytes());
+    assert!(world.modification(volume).status_message.is_some());
+    let acknowledged = world.acknowledged.len();
+    world.run(1_000);
+    assert!(world.acknowledged.len() > acknowledged, "programs go on");
+    let again =
+        ModifyVolume { volume: Some(volume), size: Some(Gib::new(13)), ..ModifyVolume::default() };
+    world.ask(CommandKind::ModifyVolume(again)).expect("a failed one does not block the next");
+    world.until("completed", 5_000, |w| completed(w, volume));
+}
+
+#[test]
+fn a_failed_drive_of_the_primary_fails_over_and_is_replaced() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let primary = world.config(volume).primary().clone();
+    let link = world.server(primary.server.as_str()).link.expect("linked");
+    world.report(
+        link,
+        format::ctl::ToManager::DriveFailed {
+            drive: primary.drive.clone(),
+            reason: "reads fail".to_owned(),
+        },
+    );
+    let acknowledged = world.acknowledged.len();
+    world.until("writes go on", 2_000, |w| w.acknowledged.len() > acknowledged);
+    world.until("mirrored", 10_000, |w| w.config(volume).in_sync().count() == 2);
+    assert!(!servers_of(&world, volume).contains(&primary.server.to_string()));
+}
+
+#[test]
+fn a_zone_of_one_server_has_its_mirrors_in_another_zone() {
+    let mut world = World::unstarted(1);
+    world.run(4_000);
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let servers = servers_of(&world, volume);
+    assert_eq!(servers[0], "server-a-1");
+    assert_ne!(servers[1], "server-a-1");
+    world.ask(everything(volume)).expect("there is room");
+    world.until("completed", 30_000, |w| completed(w, volume));
+    assert_eq!(servers_of(&world, volume)[0], "server-b-1");
 }

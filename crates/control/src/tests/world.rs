@@ -32,7 +32,6 @@ use crate::{
 };
 
 pub const STEP_MS: u64 = 50;
-const FILL_STEPS: u64 = 8;
 
 /// One copy of the data: which writes it holds.
 #[derive(Debug, Clone, Default)]
@@ -93,6 +92,10 @@ pub struct World {
     pub acknowledged: BTreeSet<u64>,
     pub longest_stall_ms: u64,
     pub handed_over: u64,
+    /// Steps that a fill takes, a MiB each.
+    pub fill_steps: u64,
+    /// A test lets the manager turn somebody away.
+    pub strangers_expected: bool,
     boots: u64,
     links: u64,
     calls: u64,
@@ -184,6 +187,8 @@ impl World {
             acknowledged: BTreeSet::new(),
             longest_stall_ms: 0,
             handed_over: 0,
+            fill_steps: 8,
+            strangers_expected: false,
             boots: 0,
             links: 0,
             calls: 0,
@@ -316,6 +321,10 @@ impl World {
         if let Some(link) = server.link.take() {
             self.feed(Event::LinkClosed { link });
         }
+    }
+
+    pub fn report(&mut self, link: LinkId, message: ToManager) {
+        self.feed(Event::LinkReceived { link, message });
     }
 
     pub fn start_server(&mut self, name: &str) {
@@ -501,6 +510,9 @@ impl World {
         }
         let mut answers = Vec::new();
         while let Some(message) = server.inbox.pop_front() {
+            if matches!(message, FromManager::Rejected { .. }) && self.strangers_expected {
+                continue;
+            }
             answers.extend(server.handle(now, message));
         }
         for replica in server.replicas.values_mut() {
@@ -510,7 +522,7 @@ impl World {
         }
         if now >= server.beat + 500 {
             server.beat = now;
-            answers.push(ToManager::Beat { replicas: server.progress() });
+            answers.push(ToManager::Beat { replicas: server.progress(self.fill_steps) });
         }
         let Some(link) = server.link else { return };
         for message in answers {
@@ -598,7 +610,7 @@ impl World {
             let server = member.server.to_string();
             let Some(other) = self.member(&server, member.replica, epoch) else {
                 let since = *mine.silent_since.entry(member.replica).or_insert(now);
-                if now - since >= 2_000 && (now - since) % 1_000 == 0 {
+                if now - since >= 2_000 && (now - since).is_multiple_of(1_000) {
                     let silent = member.replica;
                     reports.push(if learner {
                         let reason = "silent".to_owned();
@@ -627,10 +639,10 @@ impl World {
                 _ => 0,
             };
             mine.filled = Some((member.replica, filled));
-            if filled >= FILL_STEPS {
+            if filled >= self.fill_steps {
                 let other = self.member(&server, member.replica, epoch).expect("seen above");
                 other.writes.clone_from(&mine.writes);
-                if now >= mine.ready_since + 1_000 || filled == FILL_STEPS {
+                if now >= mine.ready_since + 1_000 || filled == self.fill_steps {
                     mine.ready_since = now;
                     let learner = member.replica;
                     reports.push(ToManager::LearnerReady { group, epoch, learner });
@@ -658,7 +670,7 @@ impl World {
     }
 
     fn write_once(&mut self, at: usize, attach: &Attach) {
-        let write = self.next_write;
+        let (write, fill_steps) = (self.next_write, self.fill_steps);
         let told = &attach.config;
         let primary = told.primary();
         let server_at = self.server_at(primary.server.as_str());
@@ -685,7 +697,7 @@ impl World {
             return;
         };
         replica.writes.insert(write);
-        let learner_filled = replica.filled.filter(|(_, n)| *n >= FILL_STEPS).map(|(l, _)| l);
+        let learner_filled = replica.filled.filter(|(_, n)| *n >= fill_steps).map(|(l, _)| l);
         let config = replica.config.clone().expect("checked");
         let mut acknowledged = true;
         for member in config.members.iter().filter(|m| m.replica != primary.replica) {
@@ -793,21 +805,21 @@ impl Server {
         self.replicas.iter().filter(leads).map(|(id, _)| *id).collect()
     }
 
-    fn progress(&self) -> Vec<ReplicaProgress> {
+    fn progress(&self, fill_steps: u64) -> Vec<ReplicaProgress> {
         let of = |id: &ReplicaId| {
             let replica = &self.replicas[id];
             let config = replica.config.as_ref().expect("a primary has one");
             let fill = replica.filled.map(|(learner, n)| FillProgress {
                 learner_replica: learner.raw(),
-                bytes_done: n.min(FILL_STEPS),
-                bytes_total: FILL_STEPS,
-                bytes_moved: n.min(FILL_STEPS) << 20,
+                bytes_done: n.min(fill_steps),
+                bytes_total: fill_steps,
+                bytes_moved: n.min(fill_steps) << 20,
             });
             ReplicaProgress {
                 group: config.group,
                 replica: *id,
                 epoch: config.epoch,
-                allocated: ByteCount::new(FILL_STEPS << 20),
+                allocated: ByteCount::new(fill_steps << 20),
                 fill: fill.filter(|_| config.learners().next().is_some()),
             }
         };
