@@ -331,6 +331,10 @@ impl Run {
         for process in self.world.processes() {
             self.world.start_later(&process, Duration::from_millis(1));
         }
+        self.until("the guest has its device", 30, |run| {
+            let shown = run.world.exports.contains_key(&(run.node.clone(), run.volume));
+            Some(shown && run.world.processes().iter().all(|p| run.world.is_up(p)))
+        })?;
         self.until("every request is answered", 60, |run| Some(run.pending.is_empty()))?;
         self.until("the modification has ended", 90, |run| {
             let shown = run.show()?;
