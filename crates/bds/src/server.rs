@@ -33,6 +33,7 @@ pub struct Server {
     params: ServerParams,
     drives: BTreeMap<DriveName, Drive>,
     replicas: BTreeMap<ReplicaId, Replica>,
+    groups: BTreeMap<GroupId, BTreeSet<ReplicaId>>,
     links: Links,
     /// Requests that an engine has not completed: for whom, and why.
     asked: BTreeMap<OpToken, (ReplicaId, Op)>,
@@ -57,6 +58,7 @@ impl Server {
         let mut server = Self {
             drives: BTreeMap::new(),
             replicas: BTreeMap::new(),
+            groups: BTreeMap::new(),
             links: Links::default(),
             asked: BTreeMap::new(),
             completed: VecDeque::new(),
@@ -190,8 +192,7 @@ impl Server {
             }
             FromManager::HandOver { group, epoch } => {
                 let leads = |r: &&Replica| r.primary().is_some_and(|p| p.epoch() == epoch);
-                let mut here = self.replicas.values().filter(|r| r.group() == group);
-                let Some(replica) = here.find(leads).map(|r| r.id) else { return };
+                let Some(replica) = self.here(group).find(leads).map(|r| r.id) else { return };
                 (replica, Input::HandOver(epoch))
             }
             FromManager::Attach(_) | FromManager::Detach { .. } | FromManager::Rejected { .. } => {
@@ -222,7 +223,7 @@ impl Server {
         }
         let (promised, adopted, stale) = (Epoch::NONE, None, false);
         let record = ReplicaRecord { group, volume, promised, adopted, stale };
-        self.replicas.insert(id, Replica::new(id, drive, size, record));
+        self.add(Replica::new(id, drive, size, record));
         self.turn(now, id, out, Replica::create);
     }
 
@@ -303,8 +304,7 @@ impl Server {
             | DataMessage::RegionImage { group, .. } => *group,
             _ => return,
         };
-        let here: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| r.group() == group).map(|r| r.id).collect();
+        let here: Vec<ReplicaId> = self.here(group).map(|r| r.id).collect();
         if let DataMessage::RegionImage { token, status, units, data, .. } = message {
             let knows = |r: &mut Replica| r.mirror_mut().is_some_and(|m| m.learner.knows(token));
             let learner = here.into_iter().find(|id| self.replicas.get_mut(id).is_some_and(knows));
@@ -326,8 +326,7 @@ impl Server {
 
     /// Of two primaries of a group here, one is about to learn that it is no more.
     fn primary_of(&self, group: GroupId) -> Option<ReplicaId> {
-        let here = self.replicas.values().filter(|r| r.group() == group);
-        let leading = here.filter_map(|r| Some((r.primary()?.epoch(), r.id)));
+        let leading = self.here(group).filter_map(|r| Some((r.primary()?.epoch(), r.id)));
         leading.max().map(|(_, replica)| replica)
     }
 
@@ -416,9 +415,26 @@ impl Server {
         }
     }
 
+    /// The replicas of a group that lie here: one, or two while it moves between drives.
+    fn here(&self, group: GroupId) -> impl Iterator<Item = &Replica> {
+        let ids = self.groups.get(&group).into_iter().flatten();
+        ids.map(|id| self.replicas.get(id).expect("the index follows the replicas"))
+    }
+
+    fn add(&mut self, replica: Replica) {
+        self.groups.entry(replica.group()).or_default().insert(replica.id);
+        self.replicas.insert(replica.id, replica);
+    }
+
     fn forget(&mut self, replica: ReplicaId) {
         self.wake(replica, None);
-        self.replicas.remove(&replica);
+        let Some(gone) = self.replicas.remove(&replica) else { return };
+        if let Some(group) = self.groups.get_mut(&gone.group()) {
+            group.remove(&replica);
+            if group.is_empty() {
+                self.groups.remove(&gone.group());
+            }
+        }
         // Somebody else may have to give up a link in its place.
         if let Some(other) = self.replicas.values_mut().next() {
             other.links_changed = true;
@@ -473,8 +489,7 @@ impl Server {
                 FromDrive::Completed(token, outcome) => self.completed.push_back((token, outcome)),
                 FromDrive::Opened(replicas) => {
                     for (id, size, record, stale) in replicas {
-                        let replica = Replica::new(id, name.clone(), size, record);
-                        self.replicas.insert(id, replica);
+                        self.add(Replica::new(id, name.clone(), size, record));
                         if stale {
                             self.turn(now, id, out, Replica::mark_stale);
                         }

@@ -683,7 +683,7 @@ pub fn geometry(media: Media) -> engine::api::Geometry {
     engine::api::Geometry {
         media,
         drive_bytes: 256 << 20,
-        journal_bytes: 16 << 20,
+        journal_bytes: 4 << 20,
         replicas_max: 8,
     }
 }
