@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use format::{
     data::{Change, UnitMeta},
-    disk::{BLOCK_LEN, UNIT_BLOCKS, UNIT_BYTES, page::Owner},
+    disk::{BLOCK_LEN, REPLICA_BYTES_MAX, UNIT_BLOCKS, UNIT_BYTES, page::Owner},
 };
 use model::{
     epoch::ModSeq,
@@ -20,9 +20,6 @@ use crate::{
     api::{Action, META_BYTES_MAX, OpError, OpToken, Outcome, Request},
     drive::{Drive, Io},
 };
-
-/// Largest replica: its extents are numbered in 32 bits, on the media with the smaller slot.
-const REPLICA_BYTES_MAX: u64 = (u32::MAX as u64) * (UNIT_BYTES as u64);
 
 /// A change that was accepted, and how far it is.
 #[derive(Debug)]

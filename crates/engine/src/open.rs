@@ -462,8 +462,18 @@ impl Opening {
     fn open(&mut self) -> Progress {
         let layout = self.layout;
         let replay = std::mem::replace(&mut self.replay, Replay::new(layout));
-        let Replay { mut table, overlay, stale, .. } = replay;
+        let Replay { mut table, mut overlay, stale, damaged, .. } = replay;
         let used = table.index();
+        if damaged {
+            // Pages may be newer than the last batch that was found.
+            overlay.retain(|key, block| {
+                let owned = used.contains(&key.slot).then(|| table.descriptor(key.slot));
+                owned.is_some_and(|descriptor| {
+                    let crc = descriptor.crc(key.block);
+                    descriptor.is_valid(key.block) && crc == crc32c::crc32c(&block.data)
+                })
+            });
+        }
         let chain = std::mem::take(&mut self.chain);
         let superblock = self.superblock;
         let journal = Journal::new(

@@ -52,6 +52,10 @@ impl Overlay {
         }
     }
 
+    pub fn retain(&mut self, mut keep: impl FnMut(Key, &Block) -> bool) {
+        self.blocks.retain(|&key, block| keep(key, block));
+    }
+
     /// From `key` on, in the order of the drive.
     pub fn from(&self, key: Key) -> impl Iterator<Item = (Key, &Block)> {
         self.blocks.range(key..).map(|(&key, block)| (key, block))

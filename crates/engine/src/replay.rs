@@ -48,7 +48,7 @@ pub struct Relied {
 
 impl Batch {
     pub fn end(&self) -> u64 {
-        self.header.position.saturating_add(self.header.batch_bytes())
+        self.header.position + self.header.batch_bytes()
     }
 
     /// Whether all of the payload is what the records say.

@@ -30,6 +30,8 @@ pub struct Table {
     replicas: BTreeMap<ReplicaId, Replica>,
     /// Which replica a page of the replica table belongs to.
     rows: Vec<Option<ReplicaId>>,
+    /// While recovering: the rows as pages and records give them.
+    recovered: BTreeMap<u32, ReplicaRow>,
     slots_used: u64,
     fingerprint: u64,
 }
@@ -78,6 +80,7 @@ impl Table {
             dirty: BTreeSet::new(),
             replicas: BTreeMap::new(),
             rows: vec![None; rows],
+            recovered: BTreeMap::new(),
             slots_used: 0,
             fingerprint: 0,
         }
@@ -267,18 +270,14 @@ impl Table {
     }
 
     pub fn put_replica(&mut self, lsn: u64, index: u32, row: &ReplicaRow) {
-        let at = usize::try_from(index).expect("rows are few");
-        if let Some(other) = self.rows[at].filter(|&r| r != row.replica) {
-            self.replicas.remove(&other);
-        }
-        self.rows[at] = Some(row.replica);
+        self.rows[usize::try_from(index).expect("rows are few")] = Some(row.replica);
         let replica = self.replicas.entry(row.replica).or_insert_with(|| Replica {
             index,
             size: 0,
             meta: Bytes::new(),
             extents: BTreeMap::new(),
         });
-        replica.index = index;
+        assert_eq!(replica.index, index, "a replica keeps its row");
         replica.size = row.size;
         replica.meta = row.meta.clone();
         self.touch(index, lsn);
@@ -375,12 +374,12 @@ impl Table {
             self.bodies[index.expect("fits memory")] = Some(Box::new(body));
             return true;
         }
-        let row = page::decode_row(body);
-        if let Ok(Some(row)) = &row {
-            self.put_replica(header.lsn, header.page, row);
-            self.dirty.remove(&header.page);
+        match page::decode_row(body) {
+            Ok(Some(row)) => drop(self.recovered.insert(header.page, row)),
+            Ok(None) => {}
+            Err(_) => return false,
         }
-        row.is_ok()
+        true
     }
 
     /// Both halves of the page are lost: it is written again.
@@ -451,7 +450,8 @@ impl Table {
             Record::Replica { index, replica, size, meta } => {
                 if lsn > self.page_lsn(*index) {
                     let (replica, size, meta) = (*replica, *size, meta.clone());
-                    self.put_replica(lsn, *index, &ReplicaRow { replica, size, meta });
+                    self.recovered.insert(*index, ReplicaRow { replica, size, meta });
+                    self.touch(*index, lsn);
                 }
             }
             Record::Remove { index, replica } => self.replay_remove(lsn, *index, *replica),
@@ -465,7 +465,7 @@ impl Table {
 
     fn replay_remove(&mut self, lsn: u64, index: u32, replica: ReplicaId) {
         if lsn > self.page_lsn(index) {
-            self.remove_replica(lsn, replica);
+            self.recovered.remove(&index);
             self.touch(index, lsn);
         }
         for body in 0..self.layout.descriptor_pages {
@@ -485,6 +485,12 @@ impl Table {
     /// Builds the map from extents to slots. Returns the used slots, which it leaves without
     /// contradiction whatever the drive returned.
     pub fn index(&mut self) -> BTreeSet<u32> {
+        for (index, row) in std::mem::take(&mut self.recovered) {
+            // Only damage leaves a replica in two rows.
+            if !self.replicas.contains_key(&row.replica) {
+                self.put_replica(self.page_lsn(index), index, &row);
+            }
+        }
         let mut used = BTreeSet::new();
         for slot in 0..self.layout.slots {
             let Some(owner) = self.find(slot).and_then(Descriptor::owner) else { continue };

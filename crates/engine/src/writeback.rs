@@ -103,8 +103,7 @@ impl Drive {
 
     fn begin_cycle(&mut self) -> Option<Stage> {
         let due = self.journal.used() >= self.journal.size() / 2;
-        let anything = self.journal.tail().lsn < self.journal.durable_lsn();
-        if !anything || !due && !self.writeback.wanted {
+        if self.journal.used() == 0 || !due && !self.writeback.wanted {
             return None;
         }
         self.writeback.wanted = false;

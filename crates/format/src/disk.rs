@@ -27,6 +27,10 @@ pub const SUPERBLOCKS_BYTES: u64 = 2 * BLOCK;
 pub const BATCH_BYTES_MAX: u32 = 1 << 20;
 pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
 pub const REPLICAS_MAX: u32 = 4096;
+/// Largest replica: its extents are numbered in 32 bits on either media.
+pub const REPLICA_BYTES_MAX: u64 = (u32::MAX as u64) * (UNIT_BYTES as u64);
+/// LSNs, positions and checkpoints stay below, so that counting on never overflows.
+pub const COUNT_LIMIT: u64 = 1 << 62;
 /// CRC32C of 4 KiB of zeros.
 pub const ZERO_BLOCK_CRC: u32 = 0x98f9_4189;
 
@@ -228,7 +232,7 @@ impl Superblock {
             replicas_max: body.get_u32_le(),
         };
         body.advance(4);
-        Ok(Self {
+        let found = Self {
             uuid: DriveUuid(uuid),
             shape,
             sequence: body.get_u64_le(),
@@ -238,7 +242,13 @@ impl Superblock {
             checkpoint: body.get_u64_le(),
             pages_fingerprint: body.get_u64_le(),
             stale_lsn: body.get_u64_le(),
-        })
+        };
+        let counts = [found.sequence, found.tail, found.tail_lsn, found.durable_lsn];
+        let more = [found.checkpoint, found.stale_lsn];
+        if counts.iter().chain(&more).any(|&count| count >= COUNT_LIMIT) {
+            return Err(DiskError::Field("count"));
+        }
+        Ok(found)
     }
 }
 

@@ -20,7 +20,7 @@ use model::{
 };
 
 use super::{
-    BATCH_BYTES_MAX, BLOCK_LEN, DiskError, DriveUuid, UNIT_BLOCKS,
+    BATCH_BYTES_MAX, BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, REPLICA_BYTES_MAX, UNIT_BLOCKS,
     page::{META_LEN_MAX, Owner},
 };
 
@@ -299,6 +299,9 @@ impl Record {
                 if len > META_LEN_MAX || len > tail.len() {
                     return Err(DiskError::Field("metadata length"));
                 }
+                if head.number > REPLICA_BYTES_MAX {
+                    return Err(DiskError::Field("replica size"));
+                }
                 let meta = Bytes::copy_from_slice(&tail[..len]);
                 Ok(Self::Replica { index: slot, replica: owner.replica, size: head.number, meta })
             }
@@ -362,7 +365,7 @@ pub struct BatchHeader {
 
 impl BatchHeader {
     pub fn last_lsn(&self) -> u64 {
-        self.first_lsn.saturating_add(u64::from(self.records)).saturating_sub(1)
+        self.first_lsn + u64::from(self.records) - 1
     }
 
     pub fn batch_bytes(&self) -> u64 {
@@ -436,6 +439,10 @@ pub fn decode_batch(
     };
     if header.batch_bytes() > u64::from(BATCH_BYTES_MAX) || header.head_blocks == 0 {
         return Err(DiskError::Field("batch length"));
+    }
+    let counts = [header.position, header.first_lsn, header.previous_lsn, header.durable_lsn];
+    if counts.iter().any(|&count| count >= COUNT_LIMIT) {
+        return Err(DiskError::Field("count"));
     }
     let head_len = usize::from(header.head_blocks) * BLOCK_LEN;
     let whole = bytes.get(..head_len).ok_or(DiskError::Short)?;

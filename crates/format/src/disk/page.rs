@@ -13,7 +13,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use model::{epoch::ModSeq, id::ReplicaId};
 
-use super::{BLOCK_LEN, DiskError, DriveUuid, UNIT_BLOCKS};
+use super::{BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, REPLICA_BYTES_MAX, UNIT_BLOCKS};
 
 pub const PAGE_HEADER_LEN: usize = 64;
 pub const PAGE_BODY_LEN: usize = BLOCK_LEN - PAGE_HEADER_LEN;
@@ -95,6 +95,9 @@ pub fn decode_page(
     }
     head.advance(16);
     let (lsn, checkpoint) = (head.get_u64_le(), head.get_u64_le());
+    if lsn >= COUNT_LIMIT || checkpoint >= COUNT_LIMIT {
+        return Err(DiskError::Field("count"));
+    }
     Ok((PageHeader { kind, page, lsn, checkpoint }, body))
 }
 
@@ -262,6 +265,9 @@ pub fn decode_row(mut body: &[u8]) -> Result<Option<ReplicaRow>, DiskError> {
     }
     if len > META_LEN_MAX || len > body.len() {
         return Err(DiskError::Field("metadata length"));
+    }
+    if size > REPLICA_BYTES_MAX {
+        return Err(DiskError::Field("replica size"));
     }
     Ok(Some(ReplicaRow { replica, size, meta: Bytes::copy_from_slice(&body[..len]) }))
 }

@@ -1,1 +1,308 @@
+use bytes::BytesMut;
+use model::{epoch::ModSeq, id::ReplicaId};
+use proptest::prelude::*;
 
+use super::{
+    journal::{
+        BatchHeader, PlacedUnit, RECORD_LEN_MAX, Record, begin_batch, decode_batch, finish_batch,
+    },
+    page::{
+        Descriptor, DescriptorMut, META_LEN_MAX, Owner, PAGE_BODY_LEN, PAGE_HEADER_LEN, PageHeader,
+        PageKind, ReplicaRow, decode_page, decode_row, encode_page, encode_row,
+    },
+    *,
+};
+
+const UUID: DriveUuid = DriveUuid(*b"0123456789abcdef");
+const OTHER: DriveUuid = DriveUuid(*b"0123456789abcdeF");
+
+fn shape(media: Media) -> DriveShape {
+    DriveShape { media, drive_bytes: 1 << 30, journal_bytes: 16 << 20, replicas_max: 64 }
+}
+
+fn superblock() -> Superblock {
+    Superblock {
+        uuid: UUID,
+        shape: shape(Media::Ssd),
+        sequence: 5,
+        tail: 0x12_3000,
+        tail_lsn: 77,
+        durable_lsn: 99,
+        checkpoint: 4,
+        pages_fingerprint: 0x0102_0304_0506_0708,
+        stale_lsn: 3,
+    }
+}
+
+fn owner() -> Owner {
+    Owner { replica: ReplicaId::from_raw(0xabcd), extent: 6 }
+}
+
+fn records() -> Vec<Record> {
+    let (slot, owner, mod_seq) = (9, owner(), ModSeq::from_raw(0x1_0000_0002));
+    let unit = PlacedUnit { unit: 2, mod_seq, valid: 0b101, crcs: vec![0xc1, 0xc2] };
+    vec![
+        Record::Data { slot, owner, fresh: true, mod_seq, first: 3, crcs: vec![0xd1, 0xd2, 0xd3] },
+        Record::Set { slot, owner, fresh: false, unit: 1, mod_seq, valid: 0x8000, crcs: vec![7] },
+        Record::Place { slot, owner, old: Some(8), units: vec![unit] },
+        Record::Place { slot, owner, old: None, units: vec![] },
+        Record::Clear { slot, owner, mod_seq, first: 250, count: 6 },
+        Record::Free { slot, owner },
+        Record::Replica {
+            index: 1,
+            replica: owner.replica,
+            size: 1 << 30,
+            meta: Bytes::from_static(b"meta"),
+        },
+        Record::Remove { index: 1, replica: owner.replica },
+        Record::Seal,
+    ]
+}
+
+fn batch(records: &[Record]) -> Bytes {
+    let mut head = BytesMut::new();
+    begin_batch(&mut head);
+    records.iter().for_each(|record| record.put(&mut head));
+    let payload: u32 = records.iter().map(Record::payload_blocks).sum();
+    let header = BatchHeader {
+        position: 0x4000,
+        first_lsn: 100,
+        previous_lsn: 99,
+        durable_lsn: 98,
+        head_blocks: 0,
+        payload_blocks: u16::try_from(payload).expect("few"),
+        records: u16::try_from(records.len()).expect("few"),
+    };
+    finish_batch(head, UUID, &header)
+}
+
+fn page_header(kind: PageKind) -> PageHeader {
+    PageHeader { kind, page: 3, lsn: 44, checkpoint: 2 }
+}
+
+fn row() -> ReplicaRow {
+    ReplicaRow {
+        replica: ReplicaId::from_raw(0xabcd),
+        size: 1 << 30,
+        meta: Bytes::from_static(b"meta"),
+    }
+}
+
+fn descriptor(slot_blocks: u32) -> Vec<u8> {
+    let mut bytes = vec![0; page::descriptor_len(slot_blocks)];
+    let mut descriptor = DescriptorMut(&mut bytes);
+    descriptor.set_owner(owner());
+    descriptor.set_mod_seq(0, ModSeq::from_raw(5));
+    descriptor.set_valid(0, 0b10);
+    descriptor.set_crc(1, 0xdead_beef);
+    bytes
+}
+
+/// Eight bytes to a line; lines of zeros are left out.
+fn dump(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (index, line) in bytes.chunks(8).enumerate() {
+        if line.iter().any(|&byte| byte != 0) {
+            let hex: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+            text.push_str(&format!("{:04x} {hex}\n", index * 8));
+        }
+    }
+    text
+}
+
+/// The bytes on drives that exist: a change here needs a new format version and a migration.
+#[test]
+fn structures_have_their_bytes() {
+    let descriptors = encode_page(UUID, &page_header(PageKind::Descriptors), &descriptor(16));
+    let replica = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(Some(&row())));
+    let found = [
+        ("superblock", dump(&superblock().encode())),
+        ("descriptor page", dump(&descriptors)),
+        ("replica page", dump(&replica)),
+        ("batch", dump(&batch(&records()))),
+    ];
+    let text: String = found.iter().map(|(name, bytes)| format!("{name}\n{bytes}")).collect();
+    let golden = include_str!("golden.txt");
+    assert_eq!(text, golden, "{text}");
+}
+
+#[test]
+fn layouts_have_their_offsets() {
+    let ssd = Layout::of(&shape(Media::Ssd)).expect("large enough");
+    assert_eq!((ssd.slots, ssd.descriptor_pages), (16_044, 382));
+    assert_eq!((ssd.journal_offset, ssd.slots_offset), (0x39_0000, 0x139_0000));
+    assert_eq!((ssd.page_offset(0, 0), ssd.page_offset(0, 1)), (0x1_0000, 0x1_0000 + 446 * BLOCK));
+    let hdd = Layout::of(&shape(Media::Hdd)).expect("large enough");
+    assert_eq!((hdd.slots, hdd.descriptor_pages), (1_002, 334));
+    assert_eq!((hdd.journal_offset, hdd.slots_offset), (0x33_0000, 0x140_0000));
+}
+
+#[test]
+fn areas_do_not_overlap_whatever_the_size() {
+    for media in [Media::Ssd, Media::Hdd] {
+        for step in 0..200u64 {
+            let drive_bytes = (12 << 20) + step * step * 0x1_2345;
+            let shape = DriveShape { media, drive_bytes, journal_bytes: 4 << 20, replicas_max: 5 };
+            let Ok(layout) = Layout::of(&shape) else { continue };
+            assert!(layout.pages_offset >= SUPERBLOCKS_BYTES);
+            let pages_end = layout.page_offset(layout.pages() - 1, 1) + BLOCK;
+            assert!(pages_end <= layout.journal_offset);
+            assert!(layout.journal_offset + layout.journal_bytes <= layout.slots_offset);
+            let end = layout.slot_offset(layout.slots - 1) + layout.slot_bytes();
+            assert!(end <= drive_bytes);
+            // Not much is left over.
+            let per_page = u64::from(layout.slots / layout.descriptor_pages);
+            let spare = (per_page + 2) * layout.slot_bytes() + (256 << 10);
+            assert!(drive_bytes - end < spare, "{} of {drive_bytes} unused", drive_bytes - end);
+        }
+        let wanted = Layout::of(&DriveShape { drive_bytes: 1 << 20, ..shape(media) });
+        assert!(
+            Layout::of(&DriveShape { drive_bytes: wanted.expect_err("too small"), ..shape(media) })
+                .is_ok()
+        );
+    }
+}
+
+#[test]
+fn a_superblock_survives_its_encoding() {
+    for media in [Media::Ssd, Media::Hdd] {
+        let superblock = Superblock { shape: shape(media), ..superblock() };
+        assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
+    }
+}
+
+#[test]
+fn a_page_survives_its_encoding_and_no_other_page_is_taken_for_it() {
+    let header = page_header(PageKind::Descriptors);
+    let body: Vec<u8> = (0..PAGE_BODY_LEN).map(|i| i.to_le_bytes()[0]).collect();
+    let bytes = encode_page(UUID, &header, &body);
+    let found = decode_page(UUID, header.kind, 3, &bytes).expect("it is whole");
+    assert_eq!(found, (header, &body[..]));
+    assert_eq!(decode_page(UUID, header.kind, 4, &bytes), Err(DiskError::Foreign));
+    assert_eq!(decode_page(UUID, PageKind::Replica, 3, &bytes), Err(DiskError::Foreign));
+    assert_eq!(decode_page(OTHER, header.kind, 3, &bytes), Err(DiskError::Foreign));
+    let row = row();
+    let bytes = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(Some(&row)));
+    assert_eq!(decode_row(&bytes[PAGE_HEADER_LEN..]), Ok(Some(row)));
+    let bytes = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(None));
+    assert_eq!(decode_row(&bytes[PAGE_HEADER_LEN..]), Ok(None));
+}
+
+#[test]
+fn a_batch_survives_its_encoding_and_another_drives_is_refused() {
+    let bytes = batch(&records());
+    let (header, found) = decode_batch(UUID, &bytes).expect("it is whole");
+    assert_eq!(found, records());
+    assert_eq!((header.first_lsn, header.last_lsn()), (100, 108));
+    assert_eq!((header.head_blocks, header.payload_blocks), (1, 4));
+    assert_eq!(decode_batch(OTHER, &bytes), Err(DiskError::Foreign));
+    assert_eq!(decode_batch(UUID, &bytes[..4095]), Err(DiskError::Short));
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    let structures = [
+        superblock().encode(),
+        encode_page(UUID, &page_header(PageKind::Descriptors), &descriptor(16)),
+        batch(&records()),
+    ];
+    for (index, bytes) in structures.iter().enumerate() {
+        for bit in 0..bytes.len() * 8 {
+            let mut bytes = bytes.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let refused = match index {
+                0 => Superblock::decode(&bytes).is_err(),
+                1 => decode_page(UUID, PageKind::Descriptors, 3, &bytes).is_err(),
+                _ => decode_batch(UUID, &bytes).is_err(),
+            };
+            assert!(refused, "bit {bit} of structure {index} slipped through");
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_holds_what_is_put_in_it() {
+    for slot_blocks in [16, 256] {
+        let bytes = descriptor(slot_blocks);
+        let found = Descriptor(&bytes);
+        assert_eq!(found.owner(), Some(owner()));
+        assert_eq!((found.valid(0), found.mod_seq(0)), (2, ModSeq::from_raw(5)));
+        assert!(found.is_valid(1) && !found.is_valid(0));
+        assert_eq!(found.crc(1), 0xdead_beef);
+        let mut bytes = bytes.clone();
+        let last = slot_blocks - 1;
+        DescriptorMut(&mut bytes).set_crc(last, 1);
+        DescriptorMut(&mut bytes).set_valid(last / 16, 0x8000);
+        assert!(Descriptor(&bytes).is_valid(last));
+        assert_eq!(Descriptor(&bytes).crc(1), 0xdead_beef);
+        DescriptorMut(&mut bytes).set_free();
+        assert_eq!(Descriptor(&bytes).owner(), None);
+    }
+}
+
+/// Wraps arbitrary bytes as the records of a batch whose checksum is right.
+fn forged(records: u16, payload_blocks: u16, body: &[u8]) -> Bytes {
+    let mut head = BytesMut::new();
+    begin_batch(&mut head);
+    head.extend_from_slice(body);
+    let header = BatchHeader {
+        position: 0,
+        first_lsn: 1,
+        previous_lsn: 0,
+        durable_lsn: 0,
+        head_blocks: 0,
+        payload_blocks,
+        records,
+    };
+    finish_batch(head, UUID, &header)
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
+        let _ = Superblock::decode(&bytes);
+        let _ = decode_page(UUID, PageKind::Descriptors, 1, &bytes);
+        let _ = decode_row(&bytes);
+        let _ = decode_batch(UUID, &bytes);
+    }
+
+    #[test]
+    fn forged_records_never_panic(
+        records in 0u16..200,
+        blocks in 0u16..200,
+        body in prop::collection::vec(any::<u8>(), 0..4000),
+    ) {
+        let _ = decode_batch(UUID, &forged(records, blocks, &body));
+    }
+
+    #[test]
+    fn nearly_right_records_never_panic(
+        at in 0usize..600,
+        value: u8,
+        records_count in 0u16..12,
+    ) {
+        let mut body = BytesMut::new();
+        records().iter().for_each(|record| record.put(&mut body));
+        let at = at % body.len();
+        body[at] = value;
+        let _ = decode_batch(UUID, &forged(records_count, 4, &body));
+    }
+
+    #[test]
+    fn any_row_survives_its_encoding(
+        raw: u64,
+        size in 0..=REPLICA_BYTES_MAX,
+        meta in prop::collection::vec(any::<u8>(), 0..=META_LEN_MAX),
+    ) {
+        let row = ReplicaRow { replica: ReplicaId::from_raw(raw), size, meta: meta.into() };
+        let (index, replica, meta) = (2, row.replica, row.meta.clone());
+        let record = Record::Replica { index, replica, size, meta };
+        let mut head = BytesMut::new();
+        record.put(&mut head);
+        prop_assert!(head.len() <= RECORD_LEN_MAX);
+        let (_, found) = decode_batch(UUID, &batch(std::slice::from_ref(&record))).expect("whole");
+        prop_assert_eq!(found, vec![record]);
+        let page = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(Some(&row)));
+        prop_assert_eq!(decode_row(&page[PAGE_HEADER_LEN..]), Ok(Some(row)));
+    }
+}
