@@ -3,6 +3,10 @@
 //! One actuator serves one I/O at a time in elevator order; each takes at least what
 //! [`Profile`] says. The bytes are really written by the driver below, and a flush costs what it
 //! costs there. Delays are waited for on a condition variable, so they cost no CPU.
+//!
+//! What is read before the first write is the engine finding its tables again (every open writes
+//! its superblock last). It is not slowed: the emulation is there to be seen by volumes, and a
+//! server's restart is no part of it.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -129,7 +133,10 @@ impl Desk {
 impl<D: Driver> Shared<D> {
     fn serve(&self) {
         let mut free_at = Instant::now();
+        let mut opened = false;
         while let Some((request, cost, waited)) = self.next_request() {
+            opened |= matches!(request, Request::Write { .. });
+            let cost = if opened { cost } else { Duration::ZERO };
             let now = Instant::now();
             let late = now.saturating_duration_since(free_at);
             let begin = if waited || late > CATCH_UP { now } else { free_at.min(now) };

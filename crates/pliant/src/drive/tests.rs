@@ -308,6 +308,8 @@ fn an_emulated_seek_takes_its_time_and_a_sequential_run_takes_none() {
         }
     };
     let begin = Instant::now();
+    driver.submit(vec![write(0, 0, vec![pattern(1, 4096)], true)]);
+    take(1);
     driver.submit((1..=5).map(|i| read(i, i * (8 << 20), 4096)).collect());
     take(5);
     assert!(begin.elapsed() >= 5 * seek, "{:?}", begin.elapsed());
@@ -316,6 +318,22 @@ fn an_emulated_seek_takes_its_time_and_a_sequential_run_takes_none() {
     driver.submit((0..100).map(|i| read(i, (40 << 20) + 4096 * (i + 1), 4096)).collect());
     take(100);
     assert!(begin.elapsed() < 100 * seek, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn what_is_read_before_the_first_write_is_not_slowed() {
+    let folder = Folder::new();
+    let options =
+        PortableOptions { path: folder.drive(), bytes: DRIVE_BYTES, threads: 2, direct: true };
+    let (sender, answers) = mpsc::channel();
+    let sink = Sink::new(move |completions| drop(sender.send(completions)));
+    let profile = Profile { seek: 100 * PATIENCE, ops_per_sec: 1, mib_per_sec: 1 };
+    let driver =
+        Emulated::open(profile, sink, |sink| Portable::open(&options, sink)).expect("a drive");
+    for token in 0..3 {
+        driver.submit(vec![read(token, (3 - token) << 24, 4096)]);
+        answers.recv_timeout(PATIENCE).expect("an answer without a seek");
+    }
 }
 
 mod elevator_order {
