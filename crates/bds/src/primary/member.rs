@@ -108,6 +108,7 @@ impl Primary {
             (peer.heard, peer.refusal, peer.reported) = (turn.now, None, None);
             self.reset_fill(turn, replica);
             self.resend(turn, replica, Epoch::MAX);
+            self.ask_source_again(turn, replica);
         }
         self.go_on(turn);
     }

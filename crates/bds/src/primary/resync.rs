@@ -278,6 +278,21 @@ impl Primary {
         turn.send(&peer.server, DataMessage::QueryDigest(query));
     }
 
+    /// The link to a source is back: it may not have got what it was asked.
+    pub(super) fn ask_source_again(&self, turn: &mut Turn<'_>, source: ReplicaId) {
+        for (&learner, fill) in &self.fills {
+            if self.source_of(learner).replica != source {
+                continue;
+            }
+            for (&token, task) in &fill.tasks {
+                let compares = matches!(task.kind, Kind::Compare | Kind::Verify);
+                if compares && task.sent.is_some() && task.source_digest.is_none() {
+                    self.ask_digest(turn, source, token, task.range);
+                }
+            }
+        }
+    }
+
     fn source_of(&self, learner: ReplicaId) -> &Member {
         match self.config.member(learner).map(|m| m.role) {
             Some(Role::Learner { source }) => {

@@ -7,16 +7,12 @@ use engine::{
     api::{Action, Event, OpToken, Outcome, Request},
 };
 use format::data::UnitMeta;
-use model::{
-    id::{ReplicaId, ServerId},
-    time::Instant,
-    units::BLOCK,
-};
+use model::{group::Member, time::Instant, units::BLOCK};
 
 use crate::{
     client::value_of,
     disk::Disk,
-    world::{SIZE, World, drive_name, geometry},
+    world::{SIZE, World, geometry},
 };
 
 /// What a replica holds, by what its drive has on it (and would have after a crash).
@@ -77,11 +73,12 @@ impl Reader {
 
 impl World {
     /// Opens a copy of the drive, as if the server had lost power now.
-    pub fn content(&mut self, server: &ServerId, replica: ReplicaId) -> Content {
-        let mut disk = self.hosts[server].disks[&drive_name()].clone();
+    pub fn content(&mut self, member: &Member) -> Content {
+        let replica = member.replica;
+        let mut disk = self.hosts[&member.server].disks[&member.drive].clone();
         disk.crash(&mut self.rng);
         let mut out = Vec::new();
-        let geometry = geometry(self.media[&drive_name()]);
+        let geometry = geometry(self.media[&member.drive]);
         let engine = Engine::open(geometry, 1, self.now, &mut out).expect("it opened before");
         let mut reader = Reader { engine, disk, now: self.now };
         reader.run(out);
@@ -107,7 +104,7 @@ impl World {
         let members: Vec<_> = self.manager.config.in_sync().cloned().collect();
         let mut first: Option<Content> = None;
         for member in members {
-            let content = self.content(&member.server, member.replica);
+            let content = self.content(&member);
             for (block, may) in self.client.expected() {
                 let held = content.values.get(&block).copied().unwrap_or(0);
                 assert!(

@@ -53,8 +53,9 @@ pub struct Manager {
     pub silent_reports: u32,
     pub failovers: u32,
     pub ready_reports: u32,
-    /// Learners are added on its own.
+    /// Learners are added, and admitted when they are ready.
     pub heals: bool,
+    pub admits: bool,
     /// Configurations so far, for tests that look.
     pub history: Vec<GroupConfig>,
     pub progress: Option<format::ctl::FillProgress>,
@@ -100,6 +101,7 @@ impl Manager {
             failovers: 0,
             ready_reports: 0,
             heals: true,
+            admits: true,
             history: Vec::new(),
             progress: None,
             filled_bytes_moved: 0,
@@ -362,6 +364,9 @@ impl World {
             }
             ToManager::LearnerReady { epoch, learner, .. } if epoch == current => {
                 manager.ready_reports += 1;
+                if !manager.admits {
+                    return;
+                }
                 let mut next = manager.next();
                 let member = next.members.iter_mut().find(|m| m.replica == learner);
                 member.expect("a learner is a member").role = Role::Mirror;

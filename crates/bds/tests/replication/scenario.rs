@@ -6,6 +6,7 @@ use model::{
     epoch::AttachGeneration,
     group::{Member, Role},
     units::{ByteCount, Iops, MibPerSec, Rate},
+    volume::Media,
 };
 
 use crate::{
@@ -327,4 +328,118 @@ fn the_bought_rate_is_delivered_and_changes_at_once() {
     world.run_for(Duration::from_secs(1));
     let answered = world.client.answered - before;
     assert!((1_900..=2_100).contains(&answered), "{answered} in 1 s at 2,000 IOPS");
+}
+
+#[test]
+fn a_mirror_that_promised_refuses_the_older_epoch_until_a_newer_one_heals_it() {
+    for seed in 0..4 {
+        let mut world = started(seed, 2);
+        world.client.depth = 12;
+        world.run_for(millis(100));
+        let epoch = world.manager.config.epoch.next();
+        let (replica, group) = (replica_id(2), crate::world::group());
+        let prepare = format::ctl::FromManager::Prepare { replica, group, epoch };
+        world.command(&server_name(2), prepare);
+        world.run_for(millis(20));
+        let written = world.client.writes_acknowledged;
+        world.run_for(millis(500));
+        assert_eq!(world.client.writes_acknowledged, written, "the mirror must refuse");
+        // The same set, under the epoch that was promised.
+        world.change(|_| {});
+        world.run_for(millis(300));
+        assert!(world.client.writes_acknowledged > written);
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn a_restarted_primary_does_not_begin_its_epoch_again() {
+    let mut world = started(9, 2);
+    world.client.depth = 12;
+    world.run_for(millis(100));
+    let config = world.manager.config.clone();
+    world.crash(&server_name(1));
+    world.crash(&server_name(2));
+    world.hosts.get_mut(&server_name(1)).expect("a host").cut = true;
+    world.boot(&server_name(1));
+    world.run_for(millis(20));
+    let answered = world.client.answered;
+    let message = format::ctl::FromManager::Configure { config };
+    world.feed(&server_name(1), bds::api::Event::ManagerSent { message });
+    world.boot(&server_name(2));
+    world.hosts.get_mut(&server_name(2)).expect("a host").cut = true;
+    world.run_for(millis(500));
+    assert_eq!(world.client.answered, answered, "sequences would be given twice");
+    world.hosts.values_mut().for_each(|host| host.cut = true);
+    world.mend_manager(&server_name(1));
+    world.mend_manager(&server_name(2));
+    settle(&mut world);
+}
+
+#[test]
+fn nothing_is_acknowledged_without_a_learner_that_was_called_ready() {
+    let mut world = World::new(12, 3);
+    world.manager.want(2);
+    world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+    world.client.depth = 12;
+    world.run_for(millis(100));
+    world.manager.admits = false;
+    replace(&mut world, 2, 3);
+    world.run_until(SOON, "ready", |w| w.manager.ready_reports > 0);
+    world.crash(&server_name(3));
+    world.run_for(millis(50));
+    let written = world.client.writes_acknowledged;
+    // The manager may be admitting it at this moment.
+    world.run_for(millis(3_000));
+    assert!(world.client.writes_acknowledged < written + 12);
+    world.run_until(SOON, "failed", |w| w.manager.learners_failed == 1);
+    world.run_for(millis(300));
+    assert!(world.client.writes_acknowledged > written + 24);
+    world.manager.admits = true;
+    world.boot(&server_name(3));
+    settle(&mut world);
+}
+
+#[test]
+fn a_change_of_media_on_the_same_servers_copies_from_drive_to_drive() {
+    for seed in 0..3 {
+        let hdd: model::id::DriveName = "hdd".parse().expect("a name");
+        let drives = [(drive_name(), Media::Ssd), (hdd.clone(), Media::Hdd)];
+        let mut world = World::with_drives(seed, 2, &drives);
+        for member in &mut world.manager.desired {
+            member.drive = hdd.clone();
+        }
+        world.manager.want(2);
+        world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+        world.client.depth = 12;
+        world.run_for(millis(300));
+        for n in [1, 2] {
+            let place = &mut world.manager.desired[usize::try_from(n).expect("small") - 1];
+            (place.replica, place.drive) = (replica_id(10 + n), drive_name());
+        }
+        world.run_until(SOON, "moved", |w| w.manager.is_whole());
+        assert_eq!((world.manager.learners_failed, world.manager.failovers), (0, 0));
+        assert!(world.client.longest < millis(200), "{:?}", world.client.longest);
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn empty_space_and_a_replica_that_comes_back_cost_nearly_nothing() {
+    let mut world = started(13, 2);
+    world.change(|config| config.size = ByteCount::new(8 << 30));
+    world.run_until(SOON, "adopted", |w| w.manager.adopted);
+    world.client.depth = 12;
+    world.run_for(millis(200));
+    world.client.depth = 0;
+    world.crash(&server_name(2));
+    world.run_until(SOON, "drop", |w| w.manager.config.members.len() == 1 && w.manager.adopted);
+    world.write_through(7, 1);
+    world.boot(&server_name(2));
+    world.run_until(SOON, "learner", |w| w.manager.config.learners().count() == 1);
+    let begun = world.now;
+    world.run_until(SOON, "whole", |w| w.manager.is_whole());
+    assert!(world.now.since(begun) < millis(300), "{:?}", world.now.since(begun));
+    assert!(world.manager.filled_bytes_moved <= 64 << 10);
+    settle(&mut world);
 }

@@ -191,6 +191,10 @@ pub fn address_of(n: u64) -> SocketAddr {
 impl World {
     /// `servers` servers with one drive each; replica `n` belongs on server `n`.
     pub fn new(seed: u64, servers: u64) -> Self {
+        Self::with_drives(seed, servers, &[(drive_name(), Media::Ssd)])
+    }
+
+    pub fn with_drives(seed: u64, servers: u64, drives: &[(DriveName, Media)]) -> Self {
         let mut world = Self {
             now: Instant::from_nanos(1_000_000_000),
             rng: Rng::new(seed),
@@ -205,14 +209,14 @@ impl World {
             links: 0,
             lives: 0,
             delay_us: 300,
-            media: BTreeMap::from([(drive_name(), Media::Ssd)]),
+            media: drives.iter().cloned().collect(),
             severed: BTreeSet::new(),
         };
         for n in 1..=servers {
             let host = Host {
                 server: None,
                 life: 0,
-                disks: BTreeMap::from([(drive_name(), Disk::default())]),
+                disks: drives.iter().map(|(name, _)| (name.clone(), Disk::default())).collect(),
                 wanted: BTreeMap::new(),
                 boot: BootId::from_raw(0),
                 ready: false,
@@ -680,10 +684,5 @@ impl World {
 }
 
 pub fn geometry(media: Media) -> engine::api::Geometry {
-    engine::api::Geometry {
-        media,
-        drive_bytes: 256 << 20,
-        journal_bytes: 4 << 20,
-        replicas_max: 8,
-    }
+    engine::api::Geometry { media, drive_bytes: 256 << 20, journal_bytes: 4 << 20, replicas_max: 8 }
 }
