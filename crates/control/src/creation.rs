@@ -319,7 +319,8 @@ fn replace_member(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -
         Role::Primary => ZoneRule::Strict,
         Role::Mirror | Role::Learner { .. } => ZoneRule::WhereZoneHasNone,
     };
-    if let Some(mut group) = replacing::replaced(case, Some(bad.replica), zone_rule, random) {
+    if let Some(mut group) = replacing::replaced(case, Some(bad.replica), (zone_rule, None), random)
+    {
         let inner = Case { group: &group, ..*case };
         let roles: Vec<_> = group
             .desired

@@ -315,7 +315,7 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
         ToManager::Adopted { replica, epoch, .. } => facts.adopted = Some((replica, epoch)),
         ToManager::HandedOver { epoch, .. } => {
             if let Some(h) = facts.hand_over.as_mut().filter(|h| h.epoch == epoch) {
-                h.handed_over = true;
+                h.handed_over.get_or_insert(now);
             }
         }
         ToManager::MemberSilent { epoch, silent, .. } => {

@@ -132,9 +132,10 @@ pub struct GroupLive {
     pub silent: BTreeMap<ReplicaId, Silence>,
     pub ready: Option<(Epoch, ReplicaId)>,
     pub failed: Option<LearnerFailure>,
-    /// The learner of the configuration and the epoch since which it has been one without a
-    /// break, as far as this process knows.
-    pub learner_since: Option<(ReplicaId, Epoch)>,
+    /// The learner of the configuration.
+    pub stint: Option<Stint>,
+    /// Since when a running primary has not adopted the configuration of this epoch.
+    pub unadopted: Option<(Epoch, Instant)>,
     pub primary_silent: Option<(Epoch, Instant)>,
     pub hand_over: Option<HandOver>,
     pub learner_pause: Pause,
@@ -145,6 +146,15 @@ pub struct GroupLive {
     /// Bytes moved by fills before the present one.
     pub moved_before: Option<(ReplicaId, u64)>,
     pub progress_saved: Instant,
+}
+
+/// A learner's time under one source: what is said of an earlier one does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stint {
+    pub learner: ReplicaId,
+    pub source: ReplicaId,
+    /// The first epoch of it, as far as this process knows.
+    pub since: Epoch,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -166,7 +176,8 @@ pub struct HandOver {
     pub epoch: Epoch,
     pub target: ReplicaId,
     pub started: Instant,
-    pub handed_over: bool,
+    /// When the primary said that it has stopped.
+    pub handed_over: Option<Instant>,
 }
 
 /// Waits longer after each failure.

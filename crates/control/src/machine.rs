@@ -76,9 +76,14 @@ pub struct Timing {
     /// A member that the primary calls silent while its server seems up is dropped after this
     /// long.
     pub member_patience: Duration,
-    /// A hand-over that has not come to its commit within this long is given up. Must be well
-    /// below the primaries' own `hand_over_limit`.
+    /// A hand-over whose primary has not drained within this long is given up.
+    pub drain: Duration,
+    /// A hand-over that has not come to its commit this long after the primary stopped is given
+    /// up. Must be well below the primaries' own `hand_over_limit`.
     pub hand_over: Duration,
+    /// A primary that runs and has not adopted its configuration for this long never will: it
+    /// goes on alone.
+    pub adoption: Duration,
 }
 
 impl Default for Timing {
@@ -88,7 +93,9 @@ impl Default for Timing {
             start_grace: Duration::from_secs(3),
             resend: Duration::from_secs(1),
             member_patience: Duration::from_secs(3),
+            drain: Duration::from_secs(3),
             hand_over: Duration::from_millis(500),
+            adoption: Duration::from_secs(20),
         }
     }
 }

@@ -13,7 +13,7 @@ use model::{group::Role, id::ReplicaId};
 
 use crate::{
     case::{Case, Decision},
-    live::{GroupLive, Standing},
+    live::{GroupLive, Standing, Stint},
 };
 
 /// A report of silence older than this says nothing of the present; primaries repeat it each
@@ -25,7 +25,7 @@ const SUSPECT: Duration = Duration::from_millis(1_500);
 
 /// The first of the rules that has something to decide.
 pub fn decide(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
-    note_learner(case, facts);
+    note(case, facts);
     failover(case, facts)
         .or_else(|| unfence(case, facts))
         .or_else(|| drop_silent(case, facts))
@@ -33,12 +33,29 @@ pub fn decide(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
         .or_else(|| abandon(case, facts))
 }
 
-/// Remembers since when the present learner has been one, under the present primary.
-fn note_learner(case: &Case<'_>, facts: &mut GroupLive) {
-    let learner = case.config().learners().next().map(|m| m.replica);
-    if learner != facts.learner_since.map(|(l, _)| l) {
-        facts.learner_since = learner.map(|l| (l, case.config().epoch));
+/// Brings what is remembered of the group up to the stored configuration.
+fn note(case: &Case<'_>, facts: &mut GroupLive) {
+    let config = case.config();
+    let learner = config.learners().find_map(|m| match m.role {
+        Role::Learner { source } => Some((m.replica, source)),
+        Role::Primary | Role::Mirror => None,
+    });
+    if learner != facts.stint.map(|s| (s.learner, s.source)) {
+        let since = config.epoch;
+        facts.stint = learner.map(|(learner, source)| Stint { learner, source, since });
     }
+    facts.silent.retain(|replica, _| config.member(*replica).is_some());
+    if !case.primary_runs() || case.adopted(facts) {
+        facts.unadopted = None;
+    } else if facts.unadopted.map(|(epoch, _)| epoch) != Some(config.epoch) {
+        facts.unadopted = Some((config.epoch, case.now));
+    }
+}
+
+/// The primary runs, was told its configuration again and again, and does not take it: it does
+/// not know a member to be in sync that the state calls so. Alone it is safe; it has everything.
+fn is_stuck(case: &Case<'_>, facts: &GroupLive) -> bool {
+    facts.unadopted.is_some_and(|(_, since)| case.now.since(since) >= case.timing.adoption)
 }
 
 /// Whether the primary must be replaced, or made primary afresh.
@@ -60,7 +77,7 @@ fn reported_silent(case: &Case<'_>, facts: &GroupLive) -> bool {
 /// known to be away.
 pub fn candidate(case: &Case<'_>, facts: &GroupLive) -> Option<ReplicaId> {
     if !primary_is_gone(case, facts) {
-        return None;
+        return is_stuck(case, facts).then(|| case.config().primary().replica);
     }
     let next = case.next_epoch();
     let mirrors: Vec<_> =
@@ -154,8 +171,12 @@ fn is_learner(role: Role) -> bool {
 
 fn admit(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     let (epoch, learner) = facts.ready?;
-    let (present, since) = facts.learner_since?;
-    if learner != present || epoch < since || !case.primary_runs() || !case.is_up(learner) {
+    let stint = facts.stint?;
+    if learner != stint.learner
+        || epoch < stint.since
+        || !case.primary_runs()
+        || !case.is_up(learner)
+    {
         return None;
     }
     let mut roles = case.roles();
@@ -172,7 +193,7 @@ fn admit(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
 /// A learner that the primary gave up, or whose server is gone: out of the configuration. It is
 /// tried again after a pause.
 fn abandon(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
-    let (learner, since) = facts.learner_since?;
+    let Stint { learner, since, .. } = facts.stint?;
     let reported = |f: &crate::live::LearnerFailure| f.learner == learner && f.epoch >= since;
     let failed = facts.failed.as_ref().is_some_and(reported);
     if !(failed || case.is_gone(learner)) || !case.primary_runs() {

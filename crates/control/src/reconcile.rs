@@ -133,7 +133,7 @@ fn tell_primary(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>)
         tellings.push(to_server(&primary.server, key, message));
     }
     if let Some(h) = facts.hand_over {
-        if h.handed_over {
+        if h.handed_over.is_some() {
             tellings.extend(prepare(case, h.target));
         } else {
             let message = FromManager::HandOver { group: config.group, epoch: config.epoch };

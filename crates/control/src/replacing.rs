@@ -12,13 +12,13 @@ use std::{collections::BTreeSet, time::Duration};
 use format::record::{Group, Placed};
 use model::{
     group::Role,
-    id::{ReplicaId, ServerId},
+    id::{DriveId, ReplicaId, ServerId},
 };
 
 use crate::{
     case::{Case, Decision},
     ledger::{Claim, Ledger},
-    live::{GroupLive, HandOver, Standing},
+    live::{GroupLive, HandOver, Standing, Stint},
     modification,
     placement::{Fleet, Wish, ZoneRule, choose},
     random::Random,
@@ -115,7 +115,9 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     if let Some(h) = facts.hand_over {
         let stale = h.epoch != epoch || Some(h.target) != target;
         // Past this, the old primary may be serving again before the switch reaches it.
-        let late = case.now.since(h.started) >= case.timing.hand_over;
+        let stopped = |at| case.now.since(at) >= case.timing.hand_over;
+        let late =
+            h.handed_over.is_some_and(stopped) || case.now.since(h.started) >= case.timing.drain;
         if stale || late {
             facts.hand_over = None;
             if late {
@@ -123,7 +125,7 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
             }
             return None;
         }
-        if h.handed_over && case.live.promised(h.target) >= case.next_epoch() {
+        if h.handed_over.is_some() && case.live.promised(h.target) >= case.next_epoch() {
             facts.hand_over = None;
             facts.hand_over_pause.reset();
             return Some(case.store(&after_hand_over(case, h.target), Some("switch")));
@@ -133,7 +135,7 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     let target = target?;
     if facts.hand_over_pause.over(case.now) {
         let started = case.now;
-        facts.hand_over = Some(HandOver { epoch, target, started, handed_over: false });
+        facts.hand_over = Some(HandOver { epoch, target, started, handed_over: None });
     }
     None
 }
@@ -177,7 +179,7 @@ fn begin_learner(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     let source = mirror.unwrap_or(config.primary().replica);
     let mut roles = case.roles();
     roles.push((learner, Role::Learner { source }));
-    facts.learner_since = Some((learner, case.next_epoch()));
+    facts.stint = Some(Stint { learner, source, since: case.next_epoch() });
     facts.moved_before = case.modification.map(|m| (learner, m.bytes_moved)).or(Some((learner, 0)));
     facts.placement_pause.reset();
     facts.ready = None;
@@ -220,7 +222,8 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     if lost.is_none() && case.group.desired.len() >= REPLICAS_WANTED {
         return None;
     }
-    if let Some(group) = replaced(case, lost, ZoneRule::WhereZoneIsFull, random) {
+    let avoid = lost.filter(|_| unfillable).map(|r| &case.placed(r).drive);
+    if let Some(group) = replaced(case, lost, (ZoneRule::WhereZoneIsFull, avoid), random) {
         facts.learner_pause.reset();
         return Some(Decision { writes: vec![case.put_group(group)], placed: true });
     }
@@ -248,11 +251,12 @@ fn away_for(case: &Case<'_>, replica: ReplicaId) -> Duration {
 }
 
 /// The group with another replica in the place of `lost`, or added when none is lost, reserved;
-/// `None` when no drive has room.
+/// `None` when no drive has room. Drives that failed or refused are out of the question anyway;
+/// one more may be.
 pub fn replaced(
     case: &Case<'_>,
     lost: Option<ReplicaId>,
-    zone_rule: ZoneRule,
+    (zone_rule, avoid): (ZoneRule, Option<&DriveId>),
     random: &mut Random,
 ) -> Option<Group> {
     let target = case.target();
@@ -267,7 +271,7 @@ pub fn replaced(
         preferred: &BTreeSet::new(),
     };
     let mut fleet = fleet(case.state, case.live, case.now, case.timing);
-    fleet.barred.extend(lost.map(|r| case.placed(r).drive.clone()));
+    fleet.barred.extend(avoid.cloned());
     let drive = choose(&fleet, &wish).ok()?;
     let replica = ReplicaId::from_random(random.wide());
     let placed = Placed { replica, drive, size: target.size, rate: target.rate, created: false };
@@ -291,7 +295,7 @@ pub fn fleet(
         facts
             .failed_drives
             .keys()
-            .map(|drive| model::id::DriveId { server: server.clone(), drive: drive.clone() })
+            .map(|drive| DriveId { server: server.clone(), drive: drive.clone() })
     });
     let mut barred: BTreeSet<_> = failed.collect();
     barred.extend(live.refused_by.keys().cloned());

@@ -478,3 +478,33 @@ fn a_zone_of_one_server_has_its_mirrors_in_another_zone() {
     world.until("completed", 30_000, |w| completed(w, volume));
     assert_eq!(servers_of(&world, volume)[0], "server-b-1");
 }
+
+#[test]
+fn a_primary_that_never_takes_its_configuration_goes_on_alone() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let mirror = world.config(volume).mirrors().next().expect("one").server.to_string();
+    world.kill_server(&mirror);
+    world.until("alone", 5_000, |w| w.config(volume).members.len() == 1);
+    world.start_server(&mirror);
+    world.until("learning", 5_000, |w| w.config(volume).learners().next().is_some());
+    world.until("in sync", 5_000, |w| w.config(volume).in_sync().count() == 2);
+    // As if the fill had been lost when the configuration that admits it arrived.
+    world.refused_epoch = Some(world.config(volume).epoch.next());
+    let request =
+        ModifyVolume { volume: Some(volume), size: Some(Gib::new(9)), ..ModifyVolume::default() };
+    world.ask(CommandKind::ModifyVolume(request)).expect("there is room");
+    let acknowledged = world.acknowledged.len();
+    world.until("writes go on", 25_000, |w| w.acknowledged.len() > acknowledged + 10);
+    world.until("whole again", 20_000, |w| whole(w, volume) && completed(w, volume));
+}
+
+#[test]
+fn a_slow_drain_does_not_fail_a_hand_over() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, standard("local-1a", 8));
+    world.drain_ms = 1_500;
+    world.ask(everything(volume)).expect("there is room");
+    world.until("completed", 30_000, |w| completed(w, volume));
+    assert_eq!(world.handed_over, 1, "the first one came through");
+}

@@ -44,6 +44,7 @@ pub struct Replica {
     // Lost with the process.
     serving: bool,
     handed_over: Option<u64>,
+    drained: bool,
     filled: Option<(ReplicaId, u64)>,
     ready_since: u64,
     silent_since: BTreeMap<ReplicaId, u64>,
@@ -96,6 +97,10 @@ pub struct World {
     pub fill_steps: u64,
     /// A test lets the manager turn somebody away.
     pub strangers_expected: bool,
+    /// A configuration that primaries do not take.
+    pub refused_epoch: Option<Epoch>,
+    /// How long a primary takes to stop.
+    pub drain_ms: u64,
     boots: u64,
     links: u64,
     calls: u64,
@@ -189,6 +194,8 @@ impl World {
             handed_over: 0,
             fill_steps: 8,
             strangers_expected: false,
+            refused_epoch: None,
+            drain_ms: 0,
             boots: 0,
             links: 0,
             calls: 0,
@@ -513,11 +520,23 @@ impl World {
             if matches!(message, FromManager::Rejected { .. }) && self.strangers_expected {
                 continue;
             }
+            if let FromManager::Configure { config } = &message
+                && self.refused_epoch == Some(config.epoch)
+            {
+                continue;
+            }
             answers.extend(server.handle(now, message));
         }
         for replica in server.replicas.values_mut() {
-            if replica.handed_over.is_some_and(|since| now - since >= 1_000) {
+            let Some(since) = replica.handed_over else { continue };
+            if now - since >= 1_000 + self.drain_ms {
                 replica.handed_over = None;
+            } else if now - since >= self.drain_ms && !replica.drained {
+                replica.drained = true;
+                let config = replica.config.as_ref().expect("a primary has one");
+                let (group, epoch) = (config.group, config.epoch);
+                let replica = config.primary().replica;
+                answers.push(ToManager::HandedOver { group, replica, epoch });
             }
         }
         if now >= server.beat + 500 {
@@ -870,13 +889,16 @@ impl Server {
             }
             FromManager::HandOver { group, epoch } => {
                 let leads = self.primaries();
-                let (id, replica) = self.replicas.iter_mut().find(|(id, r)| {
+                let (_, replica) = self.replicas.iter_mut().find(|(id, r)| {
                     leads.contains(id)
                         && r.group == Some(group)
                         && r.config.as_ref().is_some_and(|c| c.epoch == epoch)
                 })?;
-                replica.handed_over = Some(now);
-                Some(ToManager::HandedOver { group, replica: *id, epoch })
+                if replica.handed_over.is_none() {
+                    replica.handed_over = Some(now);
+                    replica.drained = false;
+                }
+                None
             }
             other => panic!("{} was sent {other:?}", self.name),
         }
