@@ -149,9 +149,10 @@ class Service:
 
         def whole():
             volume = self.volume(volume_id)
-            roles = [r["role"] for r in volume["replicas"]]
-            settled = sorted(roles) == ["mirror", "primary"] and all(r["server_up"] for r in volume["replicas"])
-            return volume if settled and not volume["degraded"] else None
+            # What a dead server holds stays listed, as spare, until the server can free it.
+            here = [r for r in volume["replicas"] if r["role"] != "spare" or r["server_up"]]
+            settled = sorted(r["role"] for r in here) == ["mirror", "primary"] and all(r["server_up"] for r in here)
+            return {**volume, "replicas": here} if settled and not volume["degraded"] else None
 
         return wait_for(whole, limit, f"{volume_id} in sync")
 

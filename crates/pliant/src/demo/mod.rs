@@ -227,8 +227,10 @@ impl Demo<'_> {
         let served = self.mark("mirror serves");
         say(self.began, "  the mirror serves; making a new mirror on another server");
         self.wait_volume(volume, "mirrored again", |v| {
-            v["degraded"] == false
-                && v["replicas"].as_array().is_some_and(|all| all.iter().all(|r| r["server"] != server.as_str()))
+            // The dead server's replica stays listed, as spare, until the server can free it.
+            let elsewhere = |r: &Value| r["role"] == "spare" || r["server"] != server.as_str();
+            let replicas = v["replicas"].as_array();
+            v["degraded"] == false && replicas.is_some_and(|all| all.iter().all(elsewhere))
         })?;
         self.mark("mirrored again");
         say(self.began, "  mirrored again");
