@@ -134,6 +134,8 @@ struct Conn {
     sent: u64,
     arrived: u64,
     last: [Instant; 2],
+    /// When it broke: what survived arrives only now.
+    linger: Instant,
 }
 
 #[derive(Debug)]
@@ -360,10 +362,13 @@ impl World {
         conn.open = false;
         let under_way = conn.sent - conn.arrived;
         conn.limit = conn.arrived + self.rng.below(under_way + 1);
-        for forward in [true, false] {
-            let after = self.rng.micros(10, 2 * self.delay_us + 50);
-            self.at(after, Happening::Closed { conn: id, forward });
-        }
+        // The server reads what had arrived already, sooner or later.
+        let late = if self.rng.chance(50) { 30_000 } else { 1 };
+        let linger = self.rng.micros(0, late);
+        self.conns.get_mut(&id).expect("looked up above").linger = self.now + linger;
+        let after = self.rng.micros(10, 2 * self.delay_us + 50);
+        self.at(after, Happening::Closed { conn: id, forward: false });
+        self.at(after.max(linger) + after, Happening::Closed { conn: id, forward: true });
     }
 
     pub fn send_to_server(&mut self, conn: u64, message: DataMessage) {
@@ -431,6 +436,7 @@ impl World {
             sent: 0,
             arrived: 0,
             last: [self.now; 2],
+            linger: Instant::ZERO,
         };
         self.conns.insert(id, conn);
         match from {
@@ -566,6 +572,11 @@ impl World {
         if forward {
             if number >= conn.limit || self.hosts[&conn.to].life != conn.to_life {
                 return;
+            }
+            if !conn.open && self.now < conn.linger {
+                let after = conn.linger.since(self.now);
+                let happening = Happening::Deliver { conn: id, forward, number, message };
+                return self.at(after, happening);
             }
             conn.arrived += 1;
             let to = conn.to.clone();
