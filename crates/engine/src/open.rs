@@ -85,8 +85,6 @@ struct Chain {
     /// Something says that everything up to here was durable.
     known_durable: u64,
     highest_seen: u64,
-    /// Where a batch was dropped.
-    dropped: Option<u64>,
 }
 
 impl Opening {
@@ -417,29 +415,27 @@ impl Opening {
         }
     }
 
-    /// Its head is wiped, so that it cannot count after the next crash either: readers may have
-    /// seen by then that it did not.
     fn drop_held(&mut self, out: &mut Vec<Action>) {
         let held = self.chain.held.take().expect("it is being judged");
         self.chain.position = held.header.position;
         self.chain.last_lsn = self.chain.applied_lsn;
-        self.chain.dropped = Some(held.header.position);
         self.settle(out);
     }
 
     // The end.
 
+    /// A batch that was not found whole, or was dropped, must not count after the next crash
+    /// either: readers may have seen by then that it did not. So its head is wiped.
     fn settle(&mut self, out: &mut Vec<Action>) {
-        match self.chain.dropped {
-            Some(position) => {
-                let at = self.layout.journal_offset + position % self.layout.journal_bytes;
-                self.write_zeros(at, BLOCK_BYTES, out);
-                self.step = Step::WipeBatch;
-            }
-            None => {
-                self.flush(out);
-                self.step = Step::Flush;
-            }
+        let size = self.layout.journal_bytes;
+        let position = batch_start(self.chain.position, size);
+        let is_free = position + BLOCK - self.superblock.tail <= size;
+        if is_free {
+            self.write_zeros(self.layout.journal_offset + position % size, BLOCK_BYTES, out);
+            self.step = Step::WipeBatch;
+        } else {
+            self.flush(out);
+            self.step = Step::Flush;
         }
     }
 

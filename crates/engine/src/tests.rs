@@ -2,4 +2,5 @@
 
 mod cases;
 mod crash;
+mod damage;
 mod sim;
