@@ -26,7 +26,7 @@ pub struct DriveArgs {
     /// MiB/s that each SSD drive may promise [default: 1000]
     #[arg(long, value_name = "MIB")]
     ssd_throughput: Option<u32>,
-    /// Capacity of each server's HDD drive [default: 500]
+    /// Capacity of each server's HDD drive [default: 300]
     #[arg(long, value_name = "GIB")]
     hdd_gib: Option<u32>,
     /// IOPS that each HDD drive may promise [default: 1000]
@@ -134,7 +134,7 @@ impl Settings {
             api_port: 7480,
             control_port: 0,
             ssd: Drive { gib: 100, iops: 20_000, throughput_mib: 1_000, journal_mib: 64 },
-            hdd: Drive { gib: 500, iops: 1_000, throughput_mib: 160, journal_mib: 32 },
+            hdd: Drive { gib: 300, iops: 1_000, throughput_mib: 160, journal_mib: 32 },
             hdd_emulation: Emulation { seek_ms: 4.0, ops_per_sec: 200, mib_per_sec: 160 },
             servers: BTreeMap::new(),
             nodes: BTreeMap::new(),
