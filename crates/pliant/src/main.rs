@@ -5,9 +5,11 @@
 
 mod cli;
 mod clock;
+mod demo;
 mod drive;
 mod front;
 mod http;
+mod load;
 mod net;
 mod role;
 mod store;

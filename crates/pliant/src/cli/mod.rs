@@ -21,7 +21,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::{role, telemetry, up};
+use crate::{demo, load, role, telemetry, up};
 use client::{Client, Refusal};
 
 /// Elastic block storage whose volumes change while programs use them
@@ -56,6 +56,8 @@ enum Command {
     Zone(Listing),
     /// Make and list accounts; for the root account
     Account(Asking<account::Command>),
+    Load(load::command::Args),
+    Demo(demo::Args),
 }
 
 #[derive(Debug, Args)]
@@ -172,6 +174,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Volume(asking) => volume::run(&asking.reach, asking.command),
         Command::Attachment(asking) => attachment::run(&asking.reach, asking.command),
         Command::Account(asking) => account::run(&asking.reach, asking.command),
+        Command::Load(args) => load::command::run(&args),
+        Command::Demo(args) => demo::run(&args),
     }
 }
 
