@@ -89,7 +89,7 @@ def bench_io(rounds, seconds):
 
 def bench_stalls(count):
     service = Service("--remirror-delay", "5").start()
-    volume = service.create(size=2, Iops=8000, Throughput=500)
+    volume = service.create(size=4, volume_type="io2", Iops=4000)
     uri = next(u for u in service.attach(volume)["nbd_uris"] if u.startswith("nbd+unix"))
     found = {"cut-over": [], "failover": []}
     for index in range(count):
@@ -113,7 +113,7 @@ def bench_stalls(count):
 
 def bench_migrate(gib):
     service = Service("--remirror-delay", "5", "--ssd-throughput-mib", "4000").start()
-    volume = service.create(size=max(8, gib), Iops=8000, Throughput=1000)
+    volume = service.create(size=max(8, gib), volume_type="io2", Iops=8000)
     uri = next(u for u in service.attach(volume)["nbd_uris"] if u.startswith("nbd+unix"))
     source = ROOT / "target/bench-source.img"
     with open(source, "wb") as file:

@@ -9,7 +9,7 @@ import pytest
 CLIENTS = pathlib.Path(__file__).resolve().parents[1] / "clients"
 
 
-@pytest.mark.parametrize("script", ["test_boto3.py", "test_aws_cli.py"])
+@pytest.mark.parametrize("script", ["test_xml.py", "test_boto3.py", "test_aws_cli.py"])
 def test_the_life_of_a_volume(service, script):
     venv = pathlib.Path(sys.executable).parent
     env = service.client_env(PATH=f"{venv}:/usr/local/bin:/usr/bin:/bin")

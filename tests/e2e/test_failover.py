@@ -11,7 +11,7 @@ from service import Load, Service, assert_clean, wait_for
 
 @pytest.fixture
 def volume(service):
-    one = service.create(size=2, Iops=8000, Throughput=500)
+    one = service.create(size=4, volume_type="io2", Iops=4000)
     attachment = service.attach(one)
     yield one, next(u for u in attachment["nbd_uris"] if u.startswith("nbd+unix"))
     service.detach(one)
@@ -84,7 +84,7 @@ def test_everything_dies_at_once_and_nothing_is_lost():
 def test_a_server_that_never_returns_is_replaced():
     """With the supervisor told not to restart, a lost mirror is made anew on another server."""
     service = Service("--servers-per-zone", "3", "--no-restart", "--remirror-delay", "1").start()
-    volume = service.create(size=2, Iops=4000)
+    volume = service.create(size=4, volume_type="io2", Iops=4000)
     attachment = service.attach(volume)
     uri = next(u for u in attachment["nbd_uris"] if u.startswith("nbd+unix"))
     load = Load(uri, offset=0, length=64 << 20, workers=4, rate=500)

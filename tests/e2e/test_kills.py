@@ -56,7 +56,7 @@ def victim_name(service, volume, victim, before):
 
 @pytest.fixture(scope="module")
 def loaded(own):
-    volume = own.create(size=2, Iops=8000, Throughput=500)
+    volume = own.create(size=4, volume_type="io2", Iops=4000)
     attachment = own.attach(volume)
     uri = next(u for u in attachment["nbd_uris"] if u.startswith("nbd+unix"))
     load = Load(uri, offset=0, length=256 << 20, workers=4, rate=400, read_percent=40)
@@ -98,6 +98,6 @@ def test_space_of_every_old_replica_is_freed(own, loaded):
 
     def only_ours():
         drives = [d for s in own.pliant("server", "list")["servers"] for d in s["drives"]]
-        return sum(d["promised_bytes"] for d in drives) == 2 * (2 << 30)
+        return sum(d["promised_bytes"] for d in drives) == 2 * (4 << 30)
 
     wait_for(only_ours, 20, "the old replicas' space")

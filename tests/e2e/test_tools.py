@@ -10,7 +10,7 @@ from service import ROOT, run
 
 @pytest.fixture(scope="module")
 def export(service):
-    volume = service.create(size=4, Iops=16000, Throughput=1000)
+    volume = service.create(size=4, volume_type="io2", Iops=4000)
     attachment = service.attach(volume)
     uris = attachment["nbd_uris"]
     yield {
@@ -79,7 +79,7 @@ def test_nbdcopy_in_and_out_is_byte_identical(export):
 def test_fio_verifies_what_it_wrote(export, transport):
     out = run(
         "fio", "--name=verify", "--ioengine=nbd", f"--uri={export[transport]}", "--rw=randrw", "--bs=4k",
-        "--iodepth=32", "--size=256m", "--io_size=64m", "--verify=crc32c", "--verify_fatal=1", "--verify_async=0",
+        "--iodepth=32", "--size=256m", "--io_size=64m", "--verify=crc32c", "--verify_fatal=1", "--verify_async=0", "--verify_state_save=0",
         "--randrepeat=1", "--output-format=json",
         cwd=ROOT / "target",
     )  # fmt: skip
