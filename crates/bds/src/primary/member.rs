@@ -12,7 +12,7 @@ use model::{
 
 use crate::turn::Turn;
 
-use super::{Primary, REPEAT, resync::Fill};
+use super::{Primary, REPEAT, fill::Fill};
 
 #[derive(Debug)]
 pub struct Peer {

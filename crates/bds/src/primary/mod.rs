@@ -12,6 +12,7 @@
 //! watches the members, `resync` fills learners.
 
 mod change;
+mod fill;
 mod member;
 mod request;
 mod resync;
@@ -41,7 +42,7 @@ use crate::{
     turn::Turn,
 };
 
-use self::{change::Flight, member::Peer, request::Guest, resync::Fill};
+use self::{change::Flight, fill::Fill, member::Peer, request::Guest};
 
 /// How often silence is looked for while somebody owes an answer.
 const TICK: Duration = Duration::from_millis(250);

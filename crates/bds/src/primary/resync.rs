@@ -6,8 +6,6 @@
 //! ready, and from then on counts as a member: the manager may admit it at any moment, so it is
 //! not given up any more, only reported (17).
 
-use std::collections::{BTreeMap, VecDeque};
-
 use engine::api::{OpError, Outcome, Request};
 use format::{
     ctl::ToManager,
@@ -16,178 +14,20 @@ use format::{
 use model::{
     group::{Member, Role},
     id::ReplicaId,
-    limits::REGION_BYTES,
-    time::Instant,
 };
 
 use crate::{
-    filled::Filled,
-    lock::{LockId, Mode, Range},
+    lock::{Mode, Range},
     turn::{Op, Turn},
 };
 
-use super::{Owner, Primary, REPEAT};
+use super::{
+    Owner, Primary, REPEAT,
+    fill::{Fill, Kind, Next, Region, State, Task},
+};
 
-/// Compared at once.
-const CHUNK_BYTES: u64 = 64 << 20;
 /// Failed attempts at regions before the learner is given up.
 const FAILURES_MAX: u32 = 200;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Is the chunk equal already?
-    Compare,
-    /// Copy what differs of a region; `own`: from the primary, because the source cannot read it.
-    Copy { own: bool },
-    /// Is the chunk equal now?
-    Verify,
-}
-
-#[derive(Debug)]
-struct Task {
-    kind: Kind,
-    range: Range,
-    lock: LockId,
-    /// When learner and source were asked; not yet while it waits for changes in flight.
-    sent: Option<Instant>,
-    learner_digest: Option<u64>,
-    source_digest: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Region {
-    range: Range,
-    own: bool,
-    not_before: Instant,
-}
-
-/// `walking ─► ready` or `walking ─► failed`; a new configuration begins anew or ends it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
-    Walking,
-    /// Everything is filled and found equal. It counts.
-    Ready,
-    Failed(String),
-}
-
-#[derive(Debug)]
-pub struct Fill {
-    state: State,
-    filled: Filled,
-    /// Everything below was compared; what differs is in `regions`.
-    walked: u64,
-    /// Everything below was verified, apart from `again`.
-    verified: u64,
-    regions: VecDeque<Region>,
-    again: VecDeque<Range>,
-    tasks: BTreeMap<u64, Task>,
-    /// Chunks that were found different although they were filled, by offset.
-    doubts: BTreeMap<u64, u32>,
-    failures: u32,
-    moved: u64,
-    heard: Instant,
-    reported: Option<Instant>,
-}
-
-/// What a fill wants to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Begin(Kind, Range),
-    Wait,
-    Ready,
-}
-
-impl Fill {
-    pub fn new(now: Instant) -> Self {
-        Self {
-            state: State::Walking,
-            filled: Filled::default(),
-            walked: 0,
-            verified: 0,
-            regions: VecDeque::new(),
-            again: VecDeque::new(),
-            tasks: BTreeMap::new(),
-            doubts: BTreeMap::new(),
-            failures: 0,
-            moved: 0,
-            heard: now,
-            reported: None,
-        }
-    }
-
-    /// Whether it counts like a member.
-    pub fn counts(&self) -> bool {
-        self.state == State::Ready
-    }
-
-    pub fn has_failed(&self) -> bool {
-        matches!(self.state, State::Failed(_))
-    }
-
-    /// Whether changes of this range must go to the learner.
-    pub fn wants(&self, range: Range) -> bool {
-        match self.state {
-            State::Walking => self.filled.touches(range),
-            State::Ready => true,
-            State::Failed(_) => false,
-        }
-    }
-
-    pub fn bytes_done(&self) -> u64 {
-        self.filled.bytes()
-    }
-
-    pub fn bytes_moved(&self) -> u64 {
-        self.moved
-    }
-
-    pub fn report_again(&mut self) {
-        self.reported = None;
-    }
-
-    fn next(&mut self, now: Instant, size: u64, window: usize) -> Next {
-        if self.tasks.len() >= window {
-            return Next::Wait;
-        }
-        if let Some(index) = self.regions.iter().position(|region| region.not_before <= now) {
-            let region = self.regions.remove(index).expect("found just now");
-            return Next::Begin(Kind::Copy { own: region.own }, region.range);
-        }
-        if self.walked < size && self.regions.len() < window {
-            let range = chunk_at(self.walked, size);
-            self.walked = range.end;
-            return Next::Begin(Kind::Compare, range);
-        }
-        let copying = self.tasks.values().any(|task| task.kind != Kind::Verify);
-        if copying || !self.regions.is_empty() || self.walked < size {
-            return Next::Wait;
-        }
-        if let Some(range) = self.again.pop_front() {
-            return Next::Begin(Kind::Verify, range);
-        }
-        if self.verified < size {
-            let range = chunk_at(self.verified, size);
-            self.verified = range.end;
-            return Next::Begin(Kind::Verify, range);
-        }
-        if self.tasks.is_empty() { Next::Ready } else { Next::Wait }
-    }
-
-    /// The regions of a chunk, to be copied.
-    fn add_regions(&mut self, chunk: Range, now: Instant) {
-        let mut start = chunk.start;
-        while start < chunk.end {
-            let end = chunk.end.min(start + REGION_BYTES);
-            let range = Range { start, end };
-            self.regions.push_back(Region { range, own: false, not_before: now });
-            start = end;
-        }
-    }
-}
-
-fn chunk_at(start: u64, size: u64) -> Range {
-    Range { start, end: size.min(start + CHUNK_BYTES) }
-}
 
 impl Primary {
     pub(super) fn advance_fills(&mut self, turn: &mut Turn<'_>) {

@@ -7,9 +7,11 @@
 //! run of this process adopted, so no sequence is used twice (8); a change of role waits until
 //! the engine has completed everything of the old one.
 
+mod record;
+
 use std::collections::VecDeque;
 
-use engine::api::{META_BYTES_MAX, OpError, Outcome, Request};
+use engine::api::{OpError, Outcome, Request};
 use format::{
     ctl::{ReplicaReport, ToManager},
     data::{DataMessage, Status},
@@ -29,8 +31,10 @@ use crate::{
     mirror::{Mirror, Standing},
     primary::Primary,
     source::{Source, Wish},
-    turn::{Op, Turn, Wanted, refused_unknown},
+    turn::{Op, Turn, Wanted},
 };
+
+use self::record::{Pending, Then, encode, fits};
 
 /// Messages kept while a configuration is being adopted. A primary has far fewer in flight.
 const HELD_MAX: usize = 4 * model::limits::IN_FLIGHT_REQUESTS_MAX;
@@ -44,28 +48,6 @@ pub enum Input {
     HandOver(Epoch),
     Remove,
     Peer(ConnId, DataMessage),
-}
-
-/// A change of the durable record under way.
-#[derive(Debug)]
-struct Pending {
-    record: ReplicaRecord,
-    size: ByteCount,
-    then: Then,
-    durable: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
-    Created,
-    Promised,
-    /// Obey this connection.
-    Follow(ConnId),
-    /// Tell this connection that the replica does not count.
-    Refuse(ConnId),
-    Lead,
-    Remove,
-    Nothing,
 }
 
 #[derive(Debug)]
@@ -335,18 +317,6 @@ impl Replica {
         }
     }
 
-    /// Makes a record durable, unless it is already.
-    fn begin(&mut self, turn: &mut Turn<'_>, record: ReplicaRecord, size: ByteCount, then: Then) {
-        assert!(self.pending.is_none(), "one change of the record at a time");
-        assert!(record.promised >= self.record.promised, "a promise is never taken back");
-        let durable = record == self.record && size == self.size;
-        if !durable {
-            let request = Request::SetReplicaMeta { replica: self.id, size, meta: encode(&record) };
-            turn.request(Op::Record, request);
-        }
-        self.pending = Some(Pending { record, size, then, durable });
-    }
-
     pub fn completed(&mut self, turn: &mut Turn<'_>, op: Op, outcome: Result<Outcome, OpError>) {
         let standing = self.standing();
         match op {
@@ -374,92 +344,6 @@ impl Replica {
             (Role::Primary(p), Op::OwnDigest(token)) => p.own_digest(turn, token, outcome),
             (_, op) => unreachable!("a role ended before its request {op:?} did"),
         }
-    }
-
-    fn record_written(&mut self, turn: &mut Turn<'_>, outcome: Result<Outcome, OpError>) {
-        let pending = self.pending.as_mut().expect("a record is written for a pending change");
-        match outcome {
-            Ok(_) => pending.durable = true,
-            Err(error) if pending.then == Then::Created => {
-                let (replica, reason) = (self.id, error.to_string());
-                turn.tell(ToManager::ReplicaRefused { replica, reason });
-                self.fate = Fate::Gone;
-            }
-            // The drive is out of service; the server hears of it apart and drops the replica.
-            Err(_) => {}
-        }
-    }
-
-    /// To be called at the end of each turn: goes on as far as what is durable allows.
-    pub fn advance(&mut self, turn: &mut Turn<'_>) {
-        while self.fate == Fate::Lives {
-            if self.pending.as_ref().is_some_and(|p| p.durable && self.settled(p.then, turn)) {
-                let pending = self.pending.take().expect("looked at above");
-                self.act(turn, pending);
-            } else if self.pending.is_none()
-                && let Some(input) = self.held.pop_front()
-            {
-                self.take(turn, input);
-            } else {
-                break;
-            }
-        }
-    }
-
-    /// Whether the engine is done with what must not mix with what follows.
-    fn settled(&self, then: Then, turn: &Turn<'_>) -> bool {
-        match then {
-            Then::Created | Then::Promised | Then::Nothing | Then::Refuse(_) => true,
-            Then::Lead => matches!(self.role, Role::Primary(_)) || turn.busy == 0,
-            Then::Follow(_) | Then::Remove => turn.busy == 0,
-        }
-    }
-
-    fn act(&mut self, turn: &mut Turn<'_>, pending: Pending) {
-        let Pending { record, size, then, .. } = pending;
-        self.record = record;
-        self.size = size;
-        match then {
-            Then::Nothing => {}
-            Then::Created => {
-                self.created = true;
-                turn.tell(ToManager::ReplicaCreated { replica: self.id });
-            }
-            Then::Promised => turn.tell(ToManager::Promised {
-                replica: self.id,
-                epoch: self.record.promised,
-                state: self.report(turn.allocated),
-            }),
-            Then::Refuse(conn) => {
-                turn.reply(conn, refused_unknown(self.record.group, self.id));
-            }
-            Then::Follow(conn) => {
-                if let Role::Primary(_) = self.role {
-                    self.role = Role::Mirror(Mirror::default());
-                }
-                let mirror = self.mirror_mut().expect("it is one now");
-                mirror.follow(conn);
-                self.links_changed = true;
-            }
-            Then::Lead => self.lead(turn),
-            Then::Remove => {
-                turn.request(Op::Remove, Request::RemoveReplica { replica: self.id });
-                // Nothing else is taken up until it is gone.
-                let record = self.record.clone();
-                self.pending = Some(Pending { record, size, then: Then::Nothing, durable: false });
-            }
-        }
-    }
-
-    fn lead(&mut self, turn: &mut Turn<'_>) {
-        let config = self.record.adopted.clone().expect("a primary has a configuration");
-        if let Role::Primary(primary) = &mut self.role {
-            primary.adopt(turn, config);
-        } else {
-            let primary = Primary::activate(turn, self.id, config);
-            self.role = Role::Primary(Box::new(primary));
-        }
-        self.links_changed = true;
     }
 
     pub fn link_up(&mut self, turn: &mut Turn<'_>, server: &ServerId) {
@@ -502,15 +386,4 @@ fn epoch_of(message: &DataMessage) -> Option<Epoch> {
         DataMessage::FillRegion(f) => Some(f.epoch),
         _ => None,
     }
-}
-
-/// Whether a record with a configuration from outside can be stored.
-fn fits(record: &ReplicaRecord) -> bool {
-    record.encode().len() <= META_BYTES_MAX
-}
-
-fn encode(record: &ReplicaRecord) -> bytes::Bytes {
-    let bytes = record.encode();
-    assert!(bytes.len() <= META_BYTES_MAX, "checked when the configuration came in");
-    bytes
 }

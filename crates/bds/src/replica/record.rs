@@ -1,0 +1,158 @@
+//! Changes of a replica's durable record: written first, acted on when durable and when nothing
+//! of the old role is under way in the engine.
+
+use engine::api::{META_BYTES_MAX, OpError, Outcome, Request};
+use format::{ctl::ToManager, replica::ReplicaRecord};
+use model::units::ByteCount;
+
+use crate::{
+    api::ConnId,
+    mirror::Mirror,
+    primary::Primary,
+    turn::{Op, Turn, refused_unknown},
+};
+
+use super::{Fate, Replica, Role};
+
+/// A change of the durable record under way.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) record: ReplicaRecord,
+    pub(super) size: ByteCount,
+    pub(super) then: Then,
+    pub(super) durable: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    Created,
+    Promised,
+    /// Obey this connection.
+    Follow(ConnId),
+    /// Tell this connection that the replica does not count.
+    Refuse(ConnId),
+    Lead,
+    Remove,
+    Nothing,
+}
+
+impl Replica {
+    /// Makes a record durable, unless it is already.
+    pub(super) fn begin(
+        &mut self,
+        turn: &mut Turn<'_>,
+        record: ReplicaRecord,
+        size: ByteCount,
+        then: Then,
+    ) {
+        assert!(self.pending.is_none(), "one change of the record at a time");
+        assert!(record.promised >= self.record.promised, "a promise is never taken back");
+        let durable = record == self.record && size == self.size;
+        if !durable {
+            let request = Request::SetReplicaMeta { replica: self.id, size, meta: encode(&record) };
+            turn.request(Op::Record, request);
+        }
+        self.pending = Some(Pending { record, size, then, durable });
+    }
+
+    pub(super) fn record_written(
+        &mut self,
+        turn: &mut Turn<'_>,
+        outcome: Result<Outcome, OpError>,
+    ) {
+        let pending = self.pending.as_mut().expect("a record is written for a pending change");
+        match outcome {
+            Ok(_) => pending.durable = true,
+            Err(error) if pending.then == Then::Created => {
+                let (replica, reason) = (self.id, error.to_string());
+                turn.tell(ToManager::ReplicaRefused { replica, reason });
+                self.fate = Fate::Gone;
+            }
+            // The drive is out of service; the server hears of it apart and drops the replica.
+            Err(_) => {}
+        }
+    }
+
+    /// To be called at the end of each turn: goes on as far as what is durable allows.
+    pub fn advance(&mut self, turn: &mut Turn<'_>) {
+        while self.fate == Fate::Lives {
+            if self.pending.as_ref().is_some_and(|p| p.durable && self.settled(p.then, turn)) {
+                let pending = self.pending.take().expect("looked at above");
+                self.act(turn, pending);
+            } else if self.pending.is_none()
+                && let Some(input) = self.held.pop_front()
+            {
+                self.take(turn, input);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// Whether the engine is done with what must not mix with what follows.
+    pub(super) fn settled(&self, then: Then, turn: &Turn<'_>) -> bool {
+        match then {
+            Then::Created | Then::Promised | Then::Nothing | Then::Refuse(_) => true,
+            Then::Lead => matches!(self.role, Role::Primary(_)) || turn.busy == 0,
+            Then::Follow(_) | Then::Remove => turn.busy == 0,
+        }
+    }
+
+    pub(super) fn act(&mut self, turn: &mut Turn<'_>, pending: Pending) {
+        let Pending { record, size, then, .. } = pending;
+        self.record = record;
+        self.size = size;
+        match then {
+            Then::Nothing => {}
+            Then::Created => {
+                self.created = true;
+                turn.tell(ToManager::ReplicaCreated { replica: self.id });
+            }
+            Then::Promised => turn.tell(ToManager::Promised {
+                replica: self.id,
+                epoch: self.record.promised,
+                state: self.report(turn.allocated),
+            }),
+            Then::Refuse(conn) => {
+                turn.reply(conn, refused_unknown(self.record.group, self.id));
+            }
+            Then::Follow(conn) => {
+                if let Role::Primary(_) = self.role {
+                    self.role = Role::Mirror(Mirror::default());
+                }
+                let mirror = self.mirror_mut().expect("it is one now");
+                mirror.follow(conn);
+                self.links_changed = true;
+            }
+            Then::Lead => self.lead(turn),
+            Then::Remove => {
+                turn.request(Op::Remove, Request::RemoveReplica { replica: self.id });
+                // Nothing else is taken up until it is gone.
+                let record = self.record.clone();
+                self.pending = Some(Pending { record, size, then: Then::Nothing, durable: false });
+            }
+        }
+    }
+
+    pub(super) fn lead(&mut self, turn: &mut Turn<'_>) {
+        let config = self.record.adopted.clone().expect("a primary has a configuration");
+        if let Role::Primary(primary) = &mut self.role {
+            primary.adopt(turn, config);
+        } else {
+            let primary = Primary::activate(turn, self.id, config);
+            self.role = Role::Primary(Box::new(primary));
+        }
+        self.links_changed = true;
+    }
+}
+
+/// Whether a record with a configuration from outside can be stored.
+pub(super) fn fits(record: &ReplicaRecord) -> bool {
+    record.encode().len() <= META_BYTES_MAX
+}
+
+pub(super) fn encode(record: &ReplicaRecord) -> bytes::Bytes {
+    let bytes = record.encode();
+    assert!(bytes.len() <= META_BYTES_MAX, "checked when the configuration came in");
+    bytes
+}

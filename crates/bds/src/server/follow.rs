@@ -1,0 +1,212 @@
+//! Turns of replicas, and what their engines are asked and answer.
+
+use engine::api::{OpError, OpToken, Request};
+use format::ctl::ToManager;
+use model::{
+    id::{DriveName, GroupId, ReplicaId},
+    time::Instant,
+};
+
+use crate::{
+    api::Action,
+    drive::{Drive, FromDrive},
+    replica::{Fate, Replica},
+    turn::{Op, Turn},
+};
+
+use super::Server;
+
+impl Server {
+    pub(super) fn each_replica(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<Action>,
+        mut act: impl FnMut(&mut Replica, &mut Turn<'_>),
+    ) {
+        let all: Vec<ReplicaId> = self.replicas.keys().copied().collect();
+        for replica in all {
+            self.turn(now, replica, out, &mut act);
+        }
+    }
+
+    /// Lets a replica act, and passes on what it asks of its engine.
+    pub(super) fn turn(
+        &mut self,
+        now: Instant,
+        id: ReplicaId,
+        out: &mut Vec<Action>,
+        act: impl FnOnce(&mut Replica, &mut Turn<'_>),
+    ) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let drive = self.drives.get(&replica.drive).expect("a replica lies on a drive");
+        let mut requests = Vec::new();
+        let mut turn = Turn {
+            now,
+            timing: self.params.timing,
+            links: &self.links,
+            tokens: &mut self.tokens,
+            out,
+            requests: &mut requests,
+            allocated: drive.allocated(id),
+            busy: replica.busy,
+        };
+        act(replica, &mut turn);
+        replica.advance(&mut turn);
+        replica.busy = turn.busy;
+        let (drive, deadline) = (replica.drive.clone(), replica.deadline());
+        if replica.fate == Fate::Gone {
+            self.forget(id);
+        } else {
+            self.wake(id, deadline);
+        }
+        for (op, request) in requests {
+            self.ask(now, &drive, (id, op), request, out);
+        }
+    }
+
+    pub(super) fn wake(&mut self, replica: ReplicaId, at: Option<Instant>) {
+        let before = match at {
+            Some(at) => self.wakes.insert(replica, at),
+            None => self.wakes.remove(&replica),
+        };
+        if before == at {
+            return;
+        }
+        if let Some(before) = before {
+            self.wake_order.remove(&(before, replica));
+        }
+        if let Some(at) = at {
+            self.wake_order.insert((at, replica));
+        }
+    }
+
+    /// The replicas of a group that lie here: one, or two while it moves between drives.
+    pub(super) fn here(&self, group: GroupId) -> impl Iterator<Item = &Replica> {
+        let ids = self.groups.get(&group).into_iter().flatten();
+        ids.map(|id| self.replicas.get(id).expect("the index follows the replicas"))
+    }
+
+    pub(super) fn add(&mut self, replica: Replica) {
+        self.groups.entry(replica.group()).or_default().insert(replica.id);
+        self.replicas.insert(replica.id, replica);
+    }
+
+    pub(super) fn forget(&mut self, replica: ReplicaId) {
+        self.wake(replica, None);
+        let Some(gone) = self.replicas.remove(&replica) else { return };
+        if let Some(group) = self.groups.get_mut(&gone.group()) {
+            group.remove(&replica);
+            if group.is_empty() {
+                self.groups.remove(&gone.group());
+            }
+        }
+        // Somebody else may have to give up a link in its place.
+        if let Some(other) = self.replicas.values_mut().next() {
+            other.links_changed = true;
+        }
+    }
+
+    // Engines.
+
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        drive: &DriveName,
+        (replica, op): (ReplicaId, Op),
+        request: Request,
+        out: &mut Vec<Action>,
+    ) {
+        self.tokens += 1;
+        let token = OpToken(self.tokens);
+        self.asked.insert(token, (replica, op));
+        let is_open = self.drives.get(drive).is_some_and(|d| d.failed().is_none());
+        if is_open {
+            let event = engine::api::Event::Requested { token, request };
+            self.feed_engine(now, drive, event, out);
+        } else {
+            self.completed.push_back((token, Err(OpError::DriveFailed)));
+        }
+    }
+
+    pub(super) fn feed_engine(
+        &mut self,
+        now: Instant,
+        name: &DriveName,
+        event: engine::api::Event,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(drive) = self.drives.get_mut(name) else { return };
+        let mut from_drive = Vec::new();
+        drive.handle(now, event, &mut from_drive);
+        self.take_from(now, name, from_drive, out);
+    }
+
+    pub(super) fn take_from(
+        &mut self,
+        now: Instant,
+        name: &DriveName,
+        from_drive: Vec<FromDrive>,
+        out: &mut Vec<Action>,
+    ) {
+        for each in from_drive {
+            match each {
+                FromDrive::Act(action) => out.push(action),
+                FromDrive::Completed(token, outcome) => self.completed.push_back((token, outcome)),
+                FromDrive::Opened(replicas) => {
+                    for (id, size, record, stale) in replicas {
+                        self.add(Replica::new(id, name.clone(), size, record));
+                        if stale {
+                            self.turn(now, id, out, Replica::mark_stale);
+                        }
+                    }
+                }
+                FromDrive::Failed(reason) => self.drive_failed(now, name, reason, out),
+            }
+        }
+    }
+
+    /// Its replicas are served no more: whoever waits at a primary there is sent away, and who
+    /// asks for them is told that they are unknown.
+    pub(super) fn drive_failed(
+        &mut self,
+        now: Instant,
+        name: &DriveName,
+        reason: String,
+        out: &mut Vec<Action>,
+    ) {
+        let drive = name.clone();
+        out.push(Action::SendManager { message: ToManager::DriveFailed { drive, reason } });
+        let there: Vec<ReplicaId> =
+            self.replicas.values().filter(|r| r.drive == *name).map(|r| r.id).collect();
+        for id in there {
+            self.turn(now, id, out, |replica, turn| {
+                if let Some(primary) = replica.primary_mut() {
+                    primary.depose(turn);
+                }
+            });
+            self.forget(id);
+        }
+    }
+
+    /// Follows what has happened to its end.
+    pub(super) fn follow(&mut self, now: Instant, out: &mut Vec<Action>) {
+        loop {
+            while let Some((token, outcome)) = self.completed.pop_front() {
+                let asked = self.asked.remove(&token);
+                let (id, op) = asked.expect("an engine completes each request once");
+                self.turn(now, id, out, |replica, turn| {
+                    turn.busy -= 1;
+                    replica.completed(turn, op, outcome);
+                });
+            }
+            self.reconcile_links(now, out);
+            if self.completed.is_empty() {
+                break;
+            }
+        }
+        if !self.ready && self.drives.values().all(Drive::is_settled) {
+            self.ready = true;
+            out.push(Action::Ready);
+        }
+    }
+}

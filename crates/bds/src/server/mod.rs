@@ -1,0 +1,237 @@
+//! The machine of a server: routes events to engines and replicas, and keeps the manager informed.
+//!
+//! Decides: which replica an event concerns, which links are wanted, what the manager is told of
+//! drives and replicas.
+//! Does not: act on the state of a replica (replicas do), or keep bytes (engines do).
+//! Invariant: every event is followed to its end: engine completions reach their replica, and
+//! what that asks of its engine is asked, before `handle` returns.
+
+mod follow;
+mod route;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use engine::api::{OpError, OpToken, OpenError, Outcome};
+use format::{
+    ctl::{FromManager, RegisterServer, ToManager},
+    replica::ReplicaRecord,
+};
+use model::{
+    epoch::Epoch,
+    id::{DriveName, GroupId, ReplicaId, VolumeId},
+    time::Instant,
+    units::ByteCount,
+};
+
+use crate::{
+    api::{Action, Event, ServerParams},
+    drive::Drive,
+    replica::{Input, Replica},
+    turn::{Links, Op},
+};
+
+#[derive(Debug)]
+pub struct Server {
+    params: ServerParams,
+    drives: BTreeMap<DriveName, Drive>,
+    replicas: BTreeMap<ReplicaId, Replica>,
+    groups: BTreeMap<GroupId, BTreeSet<ReplicaId>>,
+    links: Links,
+    /// Requests that an engine has not completed: for whom, and why.
+    asked: BTreeMap<OpToken, (ReplicaId, Op)>,
+    completed: VecDeque<(OpToken, Result<Outcome, OpError>)>,
+    tokens: u64,
+    manager_up: bool,
+    next_beat: Instant,
+    ready: bool,
+    /// When replicas want to be woken.
+    wakes: BTreeMap<ReplicaId, Instant>,
+    wake_order: BTreeSet<(Instant, ReplicaId)>,
+}
+
+impl Server {
+    /// Begins to open every drive; `Action::Ready` follows when all are open or out of service.
+    pub fn new(
+        params: ServerParams,
+        seed: u64,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Result<Self, OpenError> {
+        let mut server = Self {
+            drives: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            links: Links::default(),
+            asked: BTreeMap::new(),
+            completed: VecDeque::new(),
+            tokens: 0,
+            manager_up: false,
+            next_beat: now,
+            ready: false,
+            wakes: BTreeMap::new(),
+            wake_order: BTreeSet::new(),
+            params,
+        };
+        for (index, drive) in (0_u64..).zip(server.params.drives.clone()) {
+            let name = drive.drive.clone();
+            let mut from_drive = Vec::new();
+            let drive = Drive::open(drive, seed.wrapping_add(index), now, &mut from_drive)?;
+            server.drives.insert(name.clone(), drive);
+            server.take_from(now, &name, from_drive, out);
+        }
+        server.follow(now, out);
+        Ok(server)
+    }
+
+    pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::DriveRead { drive, token, result } => {
+                let event = engine::api::Event::DriveRead { token, result };
+                self.feed_engine(now, &drive, event, out);
+            }
+            Event::DriveWritten { drive, token, result } => {
+                let event = engine::api::Event::DriveWritten { token, result };
+                self.feed_engine(now, &drive, event, out);
+            }
+            Event::DriveFlushed { drive, token, result } => {
+                let event = engine::api::Event::DriveFlushed { token, result };
+                self.feed_engine(now, &drive, event, out);
+            }
+            Event::MessageReceived { conn, message } => self.received(now, conn, message, out),
+            Event::ConnClosed { .. } => {}
+            Event::LinkUp { server } => {
+                self.links.note(&server, true, now);
+                self.each_replica(now, out, |replica, turn| replica.link_up(turn, &server));
+            }
+            Event::LinkDown { server } => self.link_down(now, &server, out),
+            Event::LinkReceived { message, .. } => self.answered(now, message, out),
+            Event::ManagerLinkUp => self.manager_link_up(now, out),
+            Event::ManagerLinkDown => self.manager_up = false,
+            Event::ManagerSent { message } => self.command(now, message, out),
+            Event::TimeReached => self.time_reached(now, out),
+        }
+        self.follow(now, out);
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        let beat = self.manager_up.then_some(self.next_beat);
+        let wake = self.wake_order.first().map(|&(at, _)| at);
+        let engines = self.drives.values().filter_map(Drive::deadline);
+        engines.chain(beat).chain(wake).min()
+    }
+
+    fn time_reached(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let due: Vec<DriveName> = self
+            .drives
+            .iter()
+            .filter(|(_, drive)| drive.deadline().is_some_and(|at| at <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for drive in due {
+            self.feed_engine(now, &drive, engine::api::Event::TimeReached, out);
+        }
+        while let Some(&(at, replica)) = self.wake_order.first()
+            && at <= now
+        {
+            self.wake_order.pop_first();
+            self.wakes.remove(&replica);
+            self.turn(now, replica, out, Replica::time_reached);
+        }
+        if self.manager_up && self.next_beat <= now {
+            self.next_beat = now + self.params.timing.beat;
+            let replicas = self
+                .replicas
+                .values()
+                .filter_map(|r| Some(r.primary()?.progress(self.allocated(r))))
+                .collect();
+            out.push(Action::SendManager { message: ToManager::Beat { replicas } });
+        }
+    }
+
+    // The manager.
+
+    fn manager_link_up(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.manager_up = true;
+        self.next_beat = now + self.params.timing.beat;
+        let reported = self.replicas.values().filter(|r| r.is_reported());
+        let replicas = reported.map(|r| r.report(self.allocated(r))).collect();
+        let params = &self.params;
+        let register = RegisterServer {
+            cluster: params.cluster.clone(),
+            server: params.server.clone(),
+            boot: params.boot,
+            zone: params.zone.clone(),
+            address: params.address,
+            drives: self.drives.values().map(Drive::report).collect(),
+            replicas,
+        };
+        out.push(Action::SendManager { message: ToManager::RegisterServer(register) });
+        self.each_replica(now, out, |replica, turn| {
+            if let Some(primary) = replica.primary_mut() {
+                primary.manager_link_up(turn);
+            }
+        });
+    }
+
+    fn command(&mut self, now: Instant, message: FromManager, out: &mut Vec<Action>) {
+        let (replica, input) = match message {
+            FromManager::CreateReplica { replica, group, volume, drive, size } => {
+                return self.create(now, replica, (group, volume), (drive, size), out);
+            }
+            FromManager::RemoveReplica { replica, .. } => {
+                if !self.replicas.contains_key(&replica) {
+                    let message = ToManager::ReplicaRemoved { replica };
+                    return out.push(Action::SendManager { message });
+                }
+                (replica, Input::Remove)
+            }
+            FromManager::Prepare { replica, epoch, .. } => (replica, Input::Prepare(epoch)),
+            FromManager::Configure { config } => {
+                let Some(primary) = config.members.iter().find(|m| m.role == PRIMARY) else {
+                    return;
+                };
+                (primary.replica, Input::Configure(config))
+            }
+            FromManager::HandOver { group, epoch } => {
+                let leads = |r: &&Replica| r.primary().is_some_and(|p| p.epoch() == epoch);
+                let Some(replica) = self.here(group).find(leads).map(|r| r.id) else { return };
+                (replica, Input::HandOver(epoch))
+            }
+            FromManager::Attach(_) | FromManager::Detach { .. } | FromManager::Rejected { .. } => {
+                return;
+            }
+        };
+        self.turn(now, replica, out, |replica, turn| replica.input(turn, input));
+    }
+
+    fn create(
+        &mut self,
+        now: Instant,
+        id: ReplicaId,
+        (group, volume): (GroupId, VolumeId),
+        (drive, size): (DriveName, ByteCount),
+        out: &mut Vec<Action>,
+    ) {
+        let refusal = match self.drives.get(&drive) {
+            None => Some("there is no such drive here".to_owned()),
+            Some(drive) => drive.failed().map(str::to_owned),
+        };
+        if let Some(reason) = refusal {
+            let message = ToManager::ReplicaRefused { replica: id, reason };
+            return out.push(Action::SendManager { message });
+        }
+        if self.replicas.contains_key(&id) {
+            return self.turn(now, id, out, |replica, turn| replica.input(turn, Input::Created));
+        }
+        let (promised, adopted, stale) = (Epoch::NONE, None, false);
+        let record = ReplicaRecord { group, volume, promised, adopted, stale };
+        self.add(Replica::new(id, drive, size, record));
+        self.turn(now, id, out, Replica::create);
+    }
+
+    fn allocated(&self, replica: &Replica) -> ByteCount {
+        self.drives.get(&replica.drive).map_or(ByteCount::ZERO, |d| d.allocated(replica.id))
+    }
+}
+
+const PRIMARY: model::group::Role = model::group::Role::Primary;
