@@ -194,18 +194,18 @@ fn group() -> GroupId {
     GroupId::from_raw(1)
 }
 
-fn server_config(folder: &Path, manager: SocketAddr) -> Config {
+fn server_config(folder: &Path, id: &str, manager: SocketAddr) -> Config {
     let text = format!(
         r#"
         cluster = "test"
-        id = "server-a-1"
+        id = "{id}"
         zone = "local-1a"
         listen = "127.0.0.1:0"
         manager = "{manager}"
         [[drive]]
         name = "ssd"
         media = "ssd"
-        path = "ssd"
+        path = "{id}-ssd"
         size_gib = 1
         journal_mib = 64
         iops = 10000
@@ -213,7 +213,7 @@ fn server_config(folder: &Path, manager: SocketAddr) -> Config {
         [[drive]]
         name = "hdd"
         media = "hdd"
-        path = "hdd"
+        path = "{id}-hdd"
         size_gib = 1
         journal_mib = 64
         iops = 10000
@@ -224,18 +224,22 @@ fn server_config(folder: &Path, manager: SocketAddr) -> Config {
     Config::parse(&text, folder).expect("a good configuration")
 }
 
-fn alone(drive: &str, address: SocketAddr, epoch: Epoch) -> GroupConfig {
+fn member(number: u64, server: &str, drive: &str, address: SocketAddr, role: Role) -> Member {
+    Member {
+        replica: ReplicaId::from_raw(number),
+        server: server.parse().expect("a name"),
+        address,
+        drive: drive.parse().expect("a name"),
+        role,
+    }
+}
+
+fn group_config(epoch: Epoch, members: Vec<Member>) -> GroupConfig {
     GroupConfig {
         group: group(),
         volume: VolumeId::from_random(7),
         epoch,
-        members: vec![Member {
-            replica: ReplicaId::from_raw(1),
-            server: "server-a-1".parse().expect("a name"),
-            address,
-            drive: drive.parse().expect("a name"),
-            role: Role::Primary,
-        }],
+        members,
         size: ByteCount::new(SIZE),
         attach_generation: AttachGeneration::default().next(),
         rate: Rate { iops: Iops::new(10_000), throughput: MibPerSec::new(1000) },
@@ -247,34 +251,46 @@ fn content(seed: u8, length: usize) -> Bytes {
     (0..length).map(|i| (i / 97 % 251) as u8 ^ seed).collect()
 }
 
-/// Makes the replica the only member of its group and waits until it serves.
-fn configure(manager: &mut Manager, drive: &str, address: SocketAddr, epoch: Epoch) {
-    let config = alone(drive, address, epoch);
-    manager.send(&FromManager::Configure { config });
-    manager.until(|m| matches!(m, ToManager::Adopted { epoch: e, .. } if *e == epoch));
+impl Manager {
+    fn create(&mut self, number: u64, drive: &str) {
+        self.send(&FromManager::CreateReplica {
+            replica: ReplicaId::from_raw(number),
+            group: group(),
+            volume: VolumeId::from_random(7),
+            drive: drive.parse().expect("a name"),
+            size: ByteCount::new(SIZE),
+        });
+        self.until(|m| matches!(m, ToManager::ReplicaCreated { .. }));
+    }
+
+    fn prepare(&mut self, number: u64, epoch: Epoch) {
+        let replica = ReplicaId::from_raw(number);
+        self.send(&FromManager::Prepare { replica, group: group(), epoch });
+        self.until(|m| matches!(m, ToManager::Promised { epoch: e, .. } if *e == epoch));
+    }
+
+    /// Gives the primary its configuration and waits until it serves.
+    fn configure(&mut self, epoch: Epoch, members: Vec<Member>) {
+        let config = group_config(epoch, members);
+        self.send(&FromManager::Configure { config });
+        self.until(|m| matches!(m, ToManager::Adopted { epoch: e, .. } if *e == epoch));
+    }
 }
 
 fn what_is_acknowledged_survives_a_restart(drive: &str) {
     let folder = folder(&format!("life-{drive}"));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let config = server_config(&folder.0, listener.local_addr().expect("bound"));
+    let config = server_config(&folder.0, "server-a-1", listener.local_addr().expect("bound"));
     let server = config.id.clone();
-    let replica = ReplicaId::from_raw(1);
+    let alone = |address| vec![member(1, "server-a-1", drive, address, Role::Primary)];
 
     let running = Running::start(config.clone());
     let (mut manager, register) = Manager::accept(&listener);
     assert_eq!((register.server, register.replicas.len()), (server.clone(), 0));
     assert_eq!(register.drives.len(), 2);
     let first_boot = register.boot;
-    manager.send(&FromManager::CreateReplica {
-        replica,
-        group: group(),
-        volume: VolumeId::from_random(7),
-        drive: drive.parse().expect("a name"),
-        size: ByteCount::new(SIZE),
-    });
-    manager.until(|m| matches!(m, ToManager::ReplicaCreated { .. }));
-    configure(&mut manager, drive, register.address, Epoch::FIRST);
+    manager.create(1, drive);
+    manager.configure(Epoch::FIRST, alone(register.address));
     let mut node = Node::connect(&server, register.address, Epoch::FIRST, 5);
     let (small, large) = (content(1, 4096), content(2, 1 << 20));
     node.write(0, &large);
@@ -291,9 +307,8 @@ fn what_is_acknowledged_survives_a_restart(drive: &str) {
     assert_eq!(register.replicas.len(), 1);
     assert_eq!(register.replicas[0].adopted, Epoch::FIRST);
     let epoch = Epoch::FIRST.next();
-    manager.send(&FromManager::Prepare { replica, group: group(), epoch });
-    manager.until(|m| matches!(m, ToManager::Promised { epoch: e, .. } if *e == epoch));
-    configure(&mut manager, drive, register.address, epoch);
+    manager.prepare(1, epoch);
+    manager.configure(epoch, alone(register.address));
     let mut node = Node::connect(&server, register.address, epoch, 5);
     assert!(node.read(0, 1 << 20) == expected, "acknowledged bytes are gone");
     assert_eq!(node.read(SIZE - 4096, 4096), small);
@@ -308,4 +323,55 @@ fn what_is_acknowledged_on_an_ssd_survives_a_restart() {
 #[test]
 fn what_is_acknowledged_on_an_emulated_hdd_survives_a_restart() {
     what_is_acknowledged_survives_a_restart("hdd");
+}
+
+#[test]
+fn a_mirror_serves_what_was_acknowledged_and_fills_the_primary_that_returns() {
+    let folder = folder("life-mirror");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let manager_address = listener.local_addr().expect("bound");
+    let configs =
+        ["server-a-1", "server-a-2"].map(|id| server_config(&folder.0, id, manager_address));
+    let first = Running::start(configs[0].clone());
+    let (mut first_link, first_register) = Manager::accept(&listener);
+    let _second = Running::start(configs[1].clone());
+    let (mut second_link, second_register) = Manager::accept(&listener);
+    first_link.create(1, "ssd");
+    second_link.create(2, "hdd");
+    let on_first = |address, role| member(1, "server-a-1", "ssd", address, role);
+    let on_second = |role| member(2, "server-a-2", "hdd", second_register.address, role);
+    let both = vec![on_first(first_register.address, Role::Primary), on_second(Role::Mirror)];
+    first_link.configure(Epoch::FIRST, both);
+    let server = &configs[0].id;
+    let mut node = Node::connect(server, first_register.address, Epoch::FIRST, 5);
+    let data = content(3, 1 << 20);
+    node.write(4096, &data);
+    node.write(32 << 20, &data);
+    drop(first);
+
+    let epoch = Epoch::FIRST.next();
+    second_link.prepare(2, epoch);
+    second_link.configure(epoch, vec![on_second(Role::Primary)]);
+    let mut node = Node::connect(&configs[1].id, second_register.address, epoch, 5);
+    assert!(node.read(4096, 1 << 20) == data, "acknowledged bytes are gone");
+    node.write(33 << 20, &data);
+
+    // It comes back, is filled from the new primary and admitted, and then serves alone.
+    let _first = Running::start(configs[0].clone());
+    let (mut first_link, first_register) = Manager::accept(&listener);
+    let epoch = epoch.next();
+    let source = ReplicaId::from_raw(2);
+    let learner = on_first(first_register.address, Role::Learner { source });
+    second_link.configure(epoch, vec![on_second(Role::Primary), learner]);
+    second_link.until(|m| matches!(m, ToManager::LearnerReady { epoch: e, .. } if *e == epoch));
+    let epoch = epoch.next();
+    let mirror = on_first(first_register.address, Role::Mirror);
+    second_link.configure(epoch, vec![on_second(Role::Primary), mirror]);
+    let epoch = epoch.next();
+    first_link.prepare(1, epoch);
+    first_link.configure(epoch, vec![on_first(first_register.address, Role::Primary)]);
+    let mut node = Node::connect(server, first_register.address, epoch, 5);
+    for offset in [4096, 32 << 20, 33 << 20] {
+        assert!(node.read(offset, 1 << 20) == data, "at {offset}");
+    }
 }
