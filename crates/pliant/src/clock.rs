@@ -7,30 +7,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::time::{Instant, WallTime};
 
-/// Monotonic time since the clock was made.
+/// How far ahead of [`Instant::ZERO`] a clock starts, so that "long before the start" can be said.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+/// Monotonic time since the clock was made. Copies agree, so every thread of a process shares
+/// one.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: std::time::Instant,
 }
 
 impl Clock {
-    /// One nanosecond is already past, so that no event of a process is at [`Instant::ZERO`].
     pub fn start() -> Self {
         Self { start: std::time::Instant::now() }
     }
 
     pub fn now(&self) -> Instant {
-        Instant::from_nanos(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX) + 1)
+        let nanos = (self.start.elapsed() + HEAD_START).as_nanos();
+        Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// How long until `deadline`; zero when it has passed.
-    pub fn until(&self, deadline: Instant) -> Duration {
-        deadline.since(self.now())
-    }
-
-    /// The operating system's name for a machine's instant, for timers.
+    /// The operating system's name for a machine's instant, for timers; the start for what lies
+    /// before it.
     pub fn std_instant(&self, at: Instant) -> std::time::Instant {
-        self.start + Duration::from_nanos(at.as_nanos())
+        self.start + Duration::from_nanos(at.as_nanos()).saturating_sub(HEAD_START)
     }
 }
 

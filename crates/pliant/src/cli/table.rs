@@ -63,7 +63,7 @@ pub fn bytes(count: u64) -> String {
     let Some((unit, shift)) = UNITS.into_iter().find(|(_, shift)| count >> shift > 0) else {
         return format!("{count} B");
     };
-    let tenths = u128::from(count) * 10 >> shift;
+    let tenths = (u128::from(count) * 10) >> shift;
     match (tenths / 10, tenths % 10) {
         (whole, 0) => format!("{whole} {unit}"),
         (whole, tenth) => format!("{whole}.{tenth} {unit}"),

@@ -1,6 +1,9 @@
 //! What a service is made of, as chosen at its first start and kept in `DIR/up.toml`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    path::Path,
+};
 
 use anyhow::{Context, bail, ensure};
 use model::id::{AccountId, InstanceId};
@@ -225,16 +228,17 @@ impl Settings {
         for zone in &self.zones {
             for number in 1..=self.servers_per_zone {
                 let name = format!("server-{zone}-{number}");
-                if !self.servers.contains_key(&name) {
-                    let port = ports.free()?;
-                    self.servers.insert(name, Server { zone: zone.clone(), port });
+                if let Entry::Vacant(vacant) = self.servers.entry(name) {
+                    vacant.insert(Server { zone: zone.clone(), port: ports.free()? });
                 }
             }
             let name = format!("node-{zone}");
-            if !self.nodes.contains_key(&name) {
-                let instance = InstanceId::from_random(random()?);
-                let nbd_port = ports.free()?;
-                self.nodes.insert(name, Node { zone: zone.clone(), nbd_port, instance });
+            if let Entry::Vacant(vacant) = self.nodes.entry(name) {
+                vacant.insert(Node {
+                    zone: zone.clone(),
+                    nbd_port: ports.free()?,
+                    instance: InstanceId::from_random(random()?),
+                });
             }
         }
         for (name, server) in &self.servers {
