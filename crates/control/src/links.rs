@@ -326,9 +326,14 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
                 *known = Silence { epoch, first, last: now };
             }
         }
-        ToManager::LearnerReady { epoch, learner, .. } => facts.ready = Some((epoch, learner)),
+        // The later of the two holds.
+        ToManager::LearnerReady { epoch, learner, .. } => {
+            facts.ready = Some((epoch, learner));
+            facts.failed = None;
+        }
         ToManager::LearnerFailed { epoch, learner, reason, .. } => {
             facts.failed = Some(LearnerFailure { epoch, learner, reason });
+            facts.ready = None;
         }
         _ => unreachable!("matched above"),
     }

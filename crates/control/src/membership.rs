@@ -72,31 +72,25 @@ fn reported_silent(case: &Case<'_>, facts: &GroupLive) -> bool {
     epoch == case.config().epoch && case.now.since(at) < SILENCE_FRESH && quiet
 }
 
-/// Who is to be asked for its promise: a mirror that has given it already, else the first in
-/// order of promotion whose server is up, else the restarted primary itself when every mirror is
-/// known to be away.
-pub fn candidate(case: &Case<'_>, facts: &GroupLive) -> Option<ReplicaId> {
-    if !primary_is_gone(case, facts) {
-        return is_stuck(case, facts).then(|| case.config().primary().replica);
-    }
-    let next = case.next_epoch();
-    let mirrors: Vec<_> =
-        case.config().mirrors().map(|m| m.replica).filter(|r| case.is_up(*r)).collect();
-    let promised = mirrors.iter().find(|r| case.live.promised(**r) >= next);
-    if let Some(replica) = promised.or(mirrors.first()) {
-        return Some(*replica);
-    }
-    let all_away = case.config().mirrors().all(|m| case.is_gone(m.replica));
+/// Who is to be asked for its promise, in order of promotion: the mirrors whose servers are up
+/// (all at once, because one that does not count any more keeps silent), else the restarted
+/// primary itself when every mirror is known to be away.
+pub fn candidates(case: &Case<'_>, facts: &GroupLive) -> Vec<ReplicaId> {
     let primary = case.config().primary().replica;
-    (all_away && case.is_up(primary)).then_some(primary)
+    if !primary_is_gone(case, facts) {
+        return if is_stuck(case, facts) { vec![primary] } else { Vec::new() };
+    }
+    let mirrors = || case.config().mirrors().map(|m| m.replica);
+    if mirrors().all(|r| case.is_gone(r)) {
+        return if case.is_up(primary) { vec![primary] } else { Vec::new() };
+    }
+    mirrors().filter(|r| case.is_up(*r)).collect()
 }
 
 fn failover(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
-    let successor = candidate(case, facts)?;
     // `Prepare` names the same epoch; the promise of it is what makes the switch safe.
-    if case.live.promised(successor) < case.next_epoch() {
-        return None;
-    }
+    let promised = |r: &ReplicaId| case.live.promised(*r) >= case.next_epoch();
+    let successor = candidates(case, facts).into_iter().find(promised)?;
     facts.hand_over = None;
     let mut decision = case.store(&[(successor, Role::Primary)], None);
     restamp(case, &mut decision, successor);

@@ -127,12 +127,13 @@ fn plan(desk: &mut Desk<'_>, group: &Group, target: &Parameters) -> Result<Group
     Ok(plan)
 }
 
-/// The replica where it is, if its drive suits the target and has room for what is more.
+/// The replica where it is, if its drive suits the target and has room for what is more. That
+/// its server is away just now is no reason to move: if it stays away, its replicas are made
+/// anew whatever is being modified.
 fn stay(fleet: &mut Fleet, now: &Placed, target: &Parameters) -> Option<Placed> {
     let account = fleet.ledger.drives.get(&now.drive)?;
     let suits = account.media == target.volume_type.media() && account.zone == target.zone;
-    let ready = fleet.up.contains(&now.drive.server) && !fleet.barred.contains(&now.drive);
-    if !suits || !ready {
+    if !suits || fleet.barred.contains(&now.drive) {
         return None;
     }
     let from = Claim { size: now.size, rate: now.rate };

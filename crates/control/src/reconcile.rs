@@ -120,10 +120,9 @@ fn tell_replicas(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>
 
 fn tell_primary(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>) {
     let config = case.config();
-    if case.volume.state != VolumeState::Creating
-        && let Some(successor) = membership::candidate(case, facts)
-    {
-        tellings.extend(prepare(case, successor));
+    if case.volume.state != VolumeState::Creating {
+        let candidates = membership::candidates(case, facts);
+        tellings.extend(candidates.into_iter().filter_map(|r| prepare(case, r)));
     }
     let made = config.members.iter().all(|m| case.placed(m.replica).created);
     let primary = config.primary();

@@ -508,3 +508,22 @@ fn a_slow_drain_does_not_fail_a_hand_over() {
     world.until("completed", 30_000, |w| completed(w, volume));
     assert_eq!(world.handed_over, 1, "the first one came through");
 }
+
+#[test]
+fn a_modification_in_place_goes_on_while_the_mirror_is_away() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let servers = servers_of(&world, volume);
+    world.kill_server(&servers[1]);
+    world.until("alone", 5_000, |w| w.config(volume).members.len() == 1);
+    let request = ModifyVolume {
+        volume: Some(volume),
+        size: Some(Gib::new(16)),
+        ..ModifyVolume::default()
+    };
+    world.ask(CommandKind::ModifyVolume(request)).expect("its place is kept");
+    world.until("completed", 2_000, |w| completed(w, volume));
+    world.start_server(&servers[1]);
+    world.until("whole again", 10_000, |w| whole(w, volume));
+    assert_eq!(servers_of(&world, volume), servers);
+}
