@@ -4,6 +4,7 @@ import os
 import pathlib
 import pwd
 import subprocess
+import tempfile
 import time
 
 import pytest
@@ -61,8 +62,8 @@ def test_postgresql_never_notices(service, filesystem):
     attachment = service.attach(volume, kernel_device=True)
     device = attachment["kernel_device"]
     assert device, "no kernel device was made"
-    mount = pathlib.Path(service.dir) / f"mnt-{filesystem}"
-    mount.mkdir()
+    mount = pathlib.Path(tempfile.mkdtemp(prefix="pliant-mnt-"))
+    mount.chmod(0o755)  # the postgres user must reach it
     if filesystem == "xfs":
         run("mkfs.xfs", "-q", "-f", device)
     else:
@@ -115,5 +116,6 @@ def test_postgresql_never_notices(service, filesystem):
             time.sleep(1)
         if mounted:
             subprocess.run(["umount", "-l", mount], check=False)
-    service.detach(volume)
-    service.boto().delete_volume(VolumeId=volume)
+        mount.rmdir()
+        service.detach(volume)
+        service.boto().delete_volume(VolumeId=volume)
