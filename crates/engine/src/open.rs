@@ -57,7 +57,7 @@ pub enum Progress {
 enum Step {
     Superblocks,
     // A blank drive.
-    WipePages { at: u64, wiping: bool },
+    WipeRows { half: u8, first: u32, wiping: bool },
     WipeJournal { at: u64 },
     FormatFlush,
     FormatSuperblock { left: u32 },
@@ -126,7 +126,9 @@ impl Opening {
     fn advance(&mut self, bytes: Bytes, out: &mut Vec<Action>) -> Progress {
         match std::mem::replace(&mut self.step, Step::Superblocks) {
             Step::Superblocks => return self.choose_superblock(&bytes, out),
-            Step::WipePages { at, wiping } => self.wipe_pages(at, wiping, &bytes, out),
+            Step::WipeRows { half, first, wiping } => {
+                self.wipe_rows(half, first, wiping, &bytes, out);
+            }
             Step::WipeJournal { at } => self.wipe_journal(at, out),
             Step::FormatFlush => self.format_superblock(2, out),
             Step::FormatSuperblock { left: 0 } => return self.open(),
@@ -151,10 +153,9 @@ impl Opening {
     }
 
     fn choose_superblock(&mut self, bytes: &Bytes, out: &mut Vec<Action>) -> Progress {
-        if bytes.iter().all(|&byte| byte == 0) {
+        if is_zero(bytes) {
             self.superblock = fresh_superblock(new_uuid(self.seed), self.shape);
-            let at = self.layout.pages_offset;
-            self.read_pages_area(at, out);
+            self.read_rows_area(0, 0, out);
             return Progress::More;
         }
         let halves = bytes.chunks_exact(BLOCK_LEN).map(Superblock::decode);
@@ -165,30 +166,48 @@ impl Opening {
             let text = format!("found {:?}, configured {:?}", found.shape, self.shape);
             return Progress::Failed(OpenError::Geometry(text).to_string());
         }
+        if found.pages_written > self.layout.descriptor_pages {
+            return Progress::Failed("the superblock names pages that do not exist".into());
+        }
         self.superblock = found;
+        self.replay.table.expect_pages(found.pages_written);
         self.read_pages(0, out);
         Progress::More
     }
 
     // Formatting.
 
-    fn read_pages_area(&mut self, at: u64, out: &mut Vec<Action>) {
-        let length = step(self.layout.journal_offset - at);
-        self.read(at, length, out);
-        self.step = Step::WipePages { at, wiping: false };
+    fn read_rows_area(&mut self, half: u8, first: u32, out: &mut Vec<Action>) {
+        let length = self.rows_len(first);
+        self.read(self.layout.page_offset(first, half), length, out);
+        self.step = Step::WipeRows { half, first, wiping: false };
     }
 
-    /// Pages must be zeros or ours. A thin drive's are zeros, and stay unwritten.
-    fn wipe_pages(&mut self, at: u64, wiping: bool, bytes: &Bytes, out: &mut Vec<Action>) {
-        let length = step(self.layout.journal_offset - at);
-        if !wiping && bytes.iter().any(|&byte| byte != 0) {
-            self.write_zeros(at, length, out);
-            self.step = Step::WipePages { at, wiping: true };
+    fn rows_len(&self, first: u32) -> u32 {
+        step(u64::from(self.layout.replica_pages - first) * BLOCK)
+    }
+
+    /// Rows must be zeros or ours. A thin drive's are zeros, and stay unwritten. Descriptor pages
+    /// are not looked at before they are written.
+    fn wipe_rows(
+        &mut self,
+        half: u8,
+        first: u32,
+        wiping: bool,
+        bytes: &Bytes,
+        out: &mut Vec<Action>,
+    ) {
+        let length = self.rows_len(first);
+        if !wiping && !is_zero(bytes) {
+            self.write_zeros(self.layout.page_offset(first, half), length, out);
+            self.step = Step::WipeRows { half, first, wiping: true };
             return;
         }
-        let next = at + u64::from(length);
-        if next < self.layout.journal_offset {
-            self.read_pages_area(next, out);
+        let next = first + length / BLOCK_BYTES;
+        if next < self.layout.replica_pages {
+            self.read_rows_area(half, next, out);
+        } else if half == 0 {
+            self.read_rows_area(1, 0, out);
         } else {
             self.wipe_journal(self.layout.journal_offset, out);
         }
@@ -215,7 +234,12 @@ impl Opening {
     // Pages.
 
     fn pages_len(&self, first: u32) -> u32 {
-        step(u64::from(self.layout.pages() - first) * BLOCK)
+        step(u64::from(self.pages_end() - first) * BLOCK)
+    }
+
+    /// Behind the last page that was ever written.
+    fn pages_end(&self) -> u32 {
+        self.layout.replica_pages + self.superblock.pages_written
     }
 
     fn read_pages(&mut self, first: u32, out: &mut Vec<Action>) {
@@ -230,7 +254,7 @@ impl Opening {
             self.take_page(page, [a, b]);
         }
         let next = first + self.pages_len(first) / BLOCK_BYTES;
-        if next < self.layout.pages() {
+        if next < self.pages_end() {
             self.read_pages(next, out);
             return;
         }
@@ -255,7 +279,7 @@ impl Opening {
         let Some(half) = newest(&decoded, u64::MAX) else {
             // Never written, or its first write was torn. Had it counted, the fingerprint would
             // tell.
-            if halves.iter().any(|half| half.iter().any(|&byte| byte != 0)) {
+            if !halves.iter().all(|half| is_zero(half)) {
                 self.replay.table.load_lost(page);
             }
             return;
@@ -548,6 +572,7 @@ fn fresh_superblock(uuid: DriveUuid, shape: DriveShape) -> Superblock {
         tail: 0,
         tail_lsn: 0,
         durable_lsn: 0,
+        pages_written: 0,
         checkpoint: 0,
         pages_fingerprint: 0,
         stale_lsn: 0,
@@ -567,6 +592,11 @@ fn new_uuid(seed: u64) -> DriveUuid {
     uuid[..8].copy_from_slice(&word());
     uuid[8..].copy_from_slice(&word());
     DriveUuid(uuid)
+}
+
+/// Compares with itself, shifted: as fast as memory.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.is_empty() || bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }
 
 fn step(left: u64) -> u32 {

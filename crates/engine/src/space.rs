@@ -23,15 +23,19 @@ impl Space {
     pub fn new(slots: u32, used: &BTreeSet<u32>) -> Self {
         let words = usize::try_from(slots.div_ceil(64)).expect("fits memory");
         let mut space = Self {
-            free: vec![0; words],
-            free_count: 0,
+            free: vec![u64::MAX; words],
+            free_count: u64::from(slots),
             slots,
             cursor: 0,
             waiting: VecDeque::new(),
             busy: BTreeSet::new(),
         };
-        for slot in (0..slots).filter(|slot| !used.contains(slot)) {
-            space.give_back(slot);
+        if !slots.is_multiple_of(64) {
+            space.free[words - 1] = (1 << (slots % 64)) - 1;
+        }
+        for &slot in used {
+            space.free[usize::try_from(slot / 64).expect("fits memory")] &= !(1 << (slot % 64));
+            space.free_count -= 1;
         }
         space
     }

@@ -27,6 +27,8 @@ pub struct Table {
     /// Of the descriptor pages; `None`: all its slots are free.
     bodies: Vec<Option<Box<[u8; PAGE_BODY_LEN]>>>,
     dirty: BTreeSet<u32>,
+    /// Descriptor pages from this one on are not on the drive.
+    written: u32,
     replicas: BTreeMap<ReplicaId, Replica>,
     /// Which replica a page of the replica table belongs to.
     rows: Vec<Option<ReplicaId>>,
@@ -78,6 +80,7 @@ impl Table {
             pages: vec![page; pages],
             bodies: (0..bodies).map(|_| None).collect(),
             dirty: BTreeSet::new(),
+            written: 0,
             replicas: BTreeMap::new(),
             rows: vec![None; rows],
             recovered: BTreeMap::new(),
@@ -318,9 +321,19 @@ impl Table {
 
     // Pages.
 
-    /// Pages changed since they were last taken.
+    /// Pages changed since they were last taken. Those before the last one that were never written
+    /// come with them, so that what lies before [`Self::pages_written`] is ours.
     pub fn take_dirty(&mut self) -> BTreeSet<u32> {
+        let first = self.layout.replica_pages;
+        let end = self.dirty.last().map_or(0, |&last| (last + 1).saturating_sub(first));
+        self.dirty.extend(first + self.written..first + end);
+        self.written = self.written.max(end);
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Counts pages that [`Self::take_dirty`] has returned as written.
+    pub fn pages_written(&self) -> u32 {
+        self.written
     }
 
     pub fn page_lsn(&self, page: u32) -> u64 {
@@ -361,6 +374,12 @@ impl Table {
 
 // Recovery: records are applied page by page, and the map from extents to slots is built at the end.
 impl Table {
+    /// How many descriptor pages there are to load.
+    pub fn expect_pages(&mut self, written: u32) {
+        assert!(written <= self.layout.descriptor_pages);
+        self.written = written;
+    }
+
     /// Takes a page as it was found; `half` is the one that counts. Returns whether its body made
     /// sense.
     pub fn load(&mut self, header: &PageHeader, half: u8, image: &[u8], body: &[u8]) -> bool {
@@ -468,9 +487,8 @@ impl Table {
             self.recovered.remove(&index);
             self.touch(index, lsn);
         }
-        for body in 0..self.layout.descriptor_pages {
-            let page = self.layout.replica_pages + body;
-            if lsn <= self.page_lsn(page) {
+        for body in self.used_bodies() {
+            if lsn <= self.page_lsn(self.layout.replica_pages + body) {
                 continue;
             }
             for slot in body * self.per_page..(body + 1) * self.per_page {
@@ -492,7 +510,9 @@ impl Table {
             }
         }
         let mut used = BTreeSet::new();
-        for slot in 0..self.layout.slots {
+        let per_page = self.per_page;
+        let slots = self.used_bodies().into_iter();
+        for slot in slots.flat_map(|body| body * per_page..(body + 1) * per_page) {
             let Some(owner) = self.find(slot).and_then(Descriptor::owner) else { continue };
             let rival = self.slot_of(owner);
             if !self.replicas.contains_key(&owner.replica) || self.is_empty(slot) {
@@ -513,6 +533,12 @@ impl Table {
             }
         }
         used
+    }
+
+    /// Descriptor pages with a slot that is or was used.
+    fn used_bodies(&self) -> Vec<u32> {
+        let used = (0..).zip(&self.bodies).filter(|(_, body)| body.is_some());
+        used.map(|(index, _)| index).collect()
     }
 
     /// Only after damage: nothing on the drive says that the slot is free.

@@ -224,6 +224,7 @@ impl Drive {
         self.superblock.tail = tail.position;
         self.superblock.tail_lsn = tail.lsn;
         self.superblock.durable_lsn = self.journal.durable_lsn();
+        self.superblock.pages_written = self.table.pages_written();
         self.superblock.pages_fingerprint = self.table.fingerprint();
         let offset = self.superblock.sequence % 2 * BLOCK;
         let image = self.superblock.encode();

@@ -36,6 +36,9 @@ pub const ZERO_BLOCK_CRC: u32 = 0x98f9_4189;
 
 const SUPERBLOCK_MAGIC: u32 = 0x3153_4c50; // "PLS1" on the drive.
 const FORMAT_VERSION: u16 = 1;
+/// A superblock fits a sector, which no drive tears: while a drive is formatted there is no older
+/// superblock to fall back to.
+const SUPERBLOCK_LEN: usize = 512;
 const AREA_ALIGN: u64 = 64 << 10;
 
 /// Why bytes are not the structure that was looked for.
@@ -168,6 +171,9 @@ pub struct Superblock {
     pub tail_lsn: u64,
     /// Everything up to this LSN was durable when this was written.
     pub durable_lsn: u64,
+    /// Descriptor pages from this one on were never written, whatever lies there: opening a thin
+    /// drive costs what is used of it.
+    pub pages_written: u32,
     /// Pages written up to this checkpoint are durable.
     pub checkpoint: u64,
     /// Exclusive or of [`page::fingerprint`] over the last halves written up to `checkpoint`.
@@ -189,7 +195,7 @@ impl Superblock {
         out.put_u64_le(self.shape.drive_bytes);
         out.put_u64_le(self.shape.journal_bytes);
         out.put_u32_le(self.shape.replicas_max);
-        out.put_u32_le(0);
+        out.put_u32_le(self.pages_written);
         out.put_u64_le(self.sequence);
         out.put_u64_le(self.tail);
         out.put_u64_le(self.tail_lsn);
@@ -197,9 +203,10 @@ impl Superblock {
         out.put_u64_le(self.checkpoint);
         out.put_u64_le(self.pages_fingerprint);
         out.put_u64_le(self.stale_lsn);
-        out.resize(BLOCK_LEN - 4, 0);
+        out.resize(SUPERBLOCK_LEN - 4, 0);
         let crc = crc32c::crc32c(&out);
         out.put_u32_le(crc);
+        out.resize(BLOCK_LEN, 0);
         out.freeze()
     }
 
@@ -207,11 +214,11 @@ impl Superblock {
         if bytes.len() != BLOCK_LEN {
             return Err(DiskError::Short);
         }
-        let (mut body, mut stored) = bytes.split_at(BLOCK_LEN - 4);
+        let (mut body, mut stored) = bytes[..SUPERBLOCK_LEN].split_at(SUPERBLOCK_LEN - 4);
         if body.get_u32_le() != SUPERBLOCK_MAGIC {
             return Err(DiskError::Magic);
         }
-        if crc32c::crc32c(&bytes[..BLOCK_LEN - 4]) != stored.get_u32_le() {
+        if crc32c::crc32c(&bytes[..SUPERBLOCK_LEN - 4]) != stored.get_u32_le() {
             return Err(DiskError::Crc);
         }
         let version = body.get_u16_le();
@@ -231,7 +238,7 @@ impl Superblock {
             journal_bytes: body.get_u64_le(),
             replicas_max: body.get_u32_le(),
         };
-        body.advance(4);
+        let pages_written = body.get_u32_le();
         let found = Self {
             uuid: DriveUuid(uuid),
             shape,
@@ -239,6 +246,7 @@ impl Superblock {
             tail: body.get_u64_le(),
             tail_lsn: body.get_u64_le(),
             durable_lsn: body.get_u64_le(),
+            pages_written,
             checkpoint: body.get_u64_le(),
             pages_fingerprint: body.get_u64_le(),
             stale_lsn: body.get_u64_le(),

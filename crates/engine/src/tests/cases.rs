@@ -436,3 +436,64 @@ fn blocks_in_use_are_told() {
     let outcome = bench.ask(request);
     assert_eq!(outcome, Ok(Outcome::Allocated { bitmap: Bytes::from_static(&[0b11, 0b10]) }));
 }
+
+#[test]
+fn what_an_earlier_format_left_on_the_drive_never_shows() {
+    for media in [Media::Ssd, Media::Hdd] {
+        let mut old = bench(media);
+        for round in 0..60u64 {
+            write(&mut old, round + 1, round % 30 * (128 << 10), content(round, 16 + 3));
+            if round % 20 == 19 {
+                old.cycle();
+            }
+        }
+        let mut image = old.drive.seen.clone();
+        image.put(0, &[0; 4096]);
+        image.put(1, &[0; 4096]);
+        let mut bench = Bench::start_seeded(geometry(media, 24 << 20), image, 8);
+        bench.run();
+        assert_eq!(bench.opened, Some(vec![]));
+        create(&mut bench);
+        for round in 0..40u64 {
+            write(&mut bench, round + 1, round % 20 * (192 << 10), content(1000 + round, 17));
+            if round % 15 == 14 {
+                bench.cycle();
+            }
+            if round % 10 == 9 {
+                bench = reopened(&bench, media);
+                assert!(!bench.opened.as_ref().expect("open")[0].stale);
+            }
+        }
+        let expected = |block: u64| {
+            let slot = block / 48;
+            let tag = ((1000 + 20 + slot) << 16) | (block % 48);
+            if slot < 20 && block % 48 < 17 { tag } else { 0 }
+        };
+        for offset in (0..SIZE).step_by(1 << 20) {
+            let data = read(&mut bench, offset, 1 << 20);
+            for (block, bytes) in (offset / 4096..).zip(data.chunks(4096)) {
+                let word = u64::from_le_bytes(bytes[..8].try_into().expect("eight"));
+                assert_eq!(word, expected(block), "block {block}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_thin_drive_is_opened_by_reading_what_is_used_of_it() {
+    let large = crate::api::Geometry { drive_bytes: 1 << 40, ..geometry(Media::Ssd, 0) };
+    let mut bench = Bench::open(large, Image::default());
+    create(&mut bench);
+    write(&mut bench, 1, 0, content(1, 256));
+    bench.cycle();
+    let mut again = Bench::start(large, bench.drive.seen.clone());
+    let mut bytes = 0;
+    while let Some((_, action)) = again.under_way.front() {
+        if let crate::api::Action::ReadDrive { length, .. } = action {
+            bytes += u64::from(*length);
+        }
+        again.step(0);
+    }
+    assert!(bytes < 8 << 20, "{bytes} bytes read");
+    assert!(read(&mut again, 0, 1 << 20) == content(1, 256));
+}

@@ -188,9 +188,13 @@ pub fn geometry(media: Media, drive_bytes: u64) -> Geometry {
 impl Bench {
     /// Starts to open; nothing is carried out yet.
     pub fn start(geometry: Geometry, image: Image) -> Self {
+        Self::start_seeded(geometry, image, 7)
+    }
+
+    pub fn start_seeded(geometry: Geometry, image: Image, seed: u64) -> Self {
         let mut out = Vec::new();
         let now = Instant::ZERO;
-        let engine = Engine::open(geometry, 7, now, &mut out).expect("large enough");
+        let engine = Engine::open(geometry, seed, now, &mut out).expect("large enough");
         let mut bench = Self {
             engine,
             drive: Drive::of(image),
