@@ -4,7 +4,9 @@
 //! Does not: check signatures.
 
 use format::record::{AccessKey, Account, Record};
+use hmac::{Hmac, KeyInit, Mac};
 use model::{id::AccountId, time::WallTime};
+use sha2::Sha256;
 
 use crate::{
     api::{ApiError, Caller, Done},
@@ -65,8 +67,8 @@ pub fn create(desk: &mut Desk<'_>, caller: &Caller, name: String) -> Outcome {
     let created = desk.wall;
     let account = Account { account, name, root: false, created };
     let key = AccessKey {
-        access_key: format!("AKIA{}", base32(desk.random, 16)),
-        secret: base32(desk.random, 40),
+        access_key: format!("AKIA{}", base32(&desk.random.wide().to_be_bytes()[..10])),
+        secret: secret(desk),
         account: account.account,
         created,
     };
@@ -77,11 +79,34 @@ pub fn create(desk: &mut Desk<'_>, caller: &Caller, name: String) -> Outcome {
     Ok((writes, Done::Account { account, key }))
 }
 
-fn base32(random: &mut crate::random::Random, length: usize) -> String {
+/// A secret that nobody can work out who does not know root's: what callers get to see of
+/// `random` says nothing of it.
+fn secret(desk: &mut Desk<'_>) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(desk.params.root.secret.as_bytes())
+        .expect("a key of any length will do");
+    mac.update(b"access-key");
+    mac.update(&desk.random.wide().to_le_bytes());
+    mac.update(&desk.random.wide().to_le_bytes());
+    let mut secret = base32(&mac.finalize().into_bytes());
+    secret.truncate(40);
+    secret
+}
+
+/// Five bits a character.
+fn base32(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    let digit = |bits: u64| {
-        let index = usize::try_from(bits >> 59).expect("five bits");
-        char::from(ALPHABET[index])
-    };
-    (0..length).map(|_| digit(random.bits())).collect()
+    let bit = |at: usize| bytes[at / 8] >> (7 - at % 8) & 1;
+    let digit =
+        |n: usize| (n * 5..n * 5 + 5).fold(0, |value, at| value << 1 | usize::from(bit(at)));
+    (0..bytes.len() * 8 / 5).map(|n| char::from(ALPHABET[digit(n)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base32;
+
+    #[test]
+    fn base32_is_that_of_rfc_4648() {
+        assert_eq!(base32(b"fooba"), "MZXW6YTB");
+    }
 }

@@ -1,6 +1,6 @@
-//! The source of ids: splitmix64 from a seed that the shell draws. Not for secrets that an
-//! attacker may guess from other outputs; access keys mix in nothing else because only root, who
-//! may make any account, ever sees them.
+//! The source of ids: splitmix64 from a seed that the shell draws.
+//!
+//! Not for secrets: callers see its outputs (request ids), and from one the next ones follow.
 
 /// Sebastiano Vigna's splitmix64.
 #[derive(Debug, Clone)]
