@@ -184,15 +184,17 @@ struct DeviceThread {
 impl DeviceThread {
     fn run(self, size: ByteCount, commands: &Receiver<Command>) {
         let volume = self.volume;
-        let device = LoopDevice::bind(&self.path).map(|device| {
-            let (path, direct) = (device.path().to_owned(), device.is_direct());
-            tracing::info!(%volume, %size, device = %path.display(), direct, "device bound");
-            (self.post)(FuseEvent::Opened { volume, device: path });
-            device
-        });
-        let device = device.map_err(|error| {
-            let reason = format!("cannot bind a loop device: {error}");
-            (self.post)(FuseEvent::OpenFailed { volume, reason });
+        let device = LoopDevice::bind(&self.path);
+        (self.post)(match &device {
+            Ok(device) => {
+                let (path, direct) = (device.path().to_owned(), device.is_direct());
+                tracing::info!(%volume, %size, device = %path.display(), direct, "device bound");
+                FuseEvent::Opened { volume, device: path }
+            }
+            Err(error) => {
+                let reason = format!("cannot bind a loop device: {error}");
+                FuseEvent::OpenFailed { volume, reason }
+            }
         });
         while let Ok(Command::Resize(size)) = commands.recv() {
             (self.post)(match self.resize(device.as_ref().ok(), size) {

@@ -89,7 +89,7 @@ impl NbdFront {
             bound.socket = Some(path);
         }
         if let Some(address) = addresses.tcp {
-            let (_, raw) = reactor.listen_raw(&RawAddress::Tcp(address))?;
+            let raw = reactor.listen_raw(&RawAddress::Tcp(address))?;
             let RawAddress::Tcp(address) = raw else { unreachable!("asked for TCP") };
             bound.tcp = Some(address);
         }
