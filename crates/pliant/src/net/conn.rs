@@ -6,8 +6,8 @@ use bytes::BytesMut;
 use format::frame::{self, Frame};
 
 use super::{
-    Fault, ListenerId, OUTPUT_BYTES_MAX, OUTPUT_PAUSE_BYTES, RAW_INPUT_BYTES_MAX, READ_BYTES,
-    READ_ROOM_MIN, dial::LinkName, output::Output, socket::Stream,
+    Fault, OUTPUT_BYTES_MAX, OUTPUT_PAUSE_BYTES, RAW_INPUT_BYTES_MAX, READ_BYTES, READ_ROOM_MIN,
+    dial::LinkName, output::Output, socket::Stream,
 };
 
 /// What a connection carries.
@@ -18,7 +18,7 @@ pub(super) enum Kind {
     /// Dialed. `connected`: the kernel has finished connecting.
     Dialed { link: LinkName, connected: bool },
     /// Accepted for somebody else's protocol.
-    Raw { listener: ListenerId },
+    Raw,
 }
 
 /// What a read gave.
@@ -76,8 +76,7 @@ impl Conn {
     pub(super) fn may_read(&self) -> bool {
         let answers = !matches!(self.kind, Kind::Dialed { .. });
         let congested = answers && self.output.bytes() > OUTPUT_PAUSE_BYTES;
-        let glutted =
-            matches!(self.kind, Kind::Raw { .. }) && self.input.len() > RAW_INPUT_BYTES_MAX;
+        let glutted = matches!(self.kind, Kind::Raw) && self.input.len() > RAW_INPUT_BYTES_MAX;
         self.readable && !self.paused && !self.closing && !congested && !glutted
     }
 
@@ -107,7 +106,7 @@ impl Conn {
         let room = self.input.capacity() - self.input.len();
         let wanted = match &self.kind {
             // A large raw request grows its buffer in doubling steps.
-            Kind::Raw { .. } => READ_ROOM_MIN.max(self.input.len() / 2),
+            Kind::Raw => READ_ROOM_MIN.max(self.input.len() / 2),
             // A frame that has begun must end in this buffer. Its head was checked when the
             // bytes before it were taken, so an error cannot be met here first.
             _ => match frame::frame_len(&self.input) {

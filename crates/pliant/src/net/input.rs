@@ -39,7 +39,7 @@ impl<P> Reactor<P> {
     fn take_input(&mut self, id: u64, events: &mut Vec<NetEvent<P>>) -> Result<(), Fault> {
         let conn = self.conns.get_mut(&id).expect("the caller holds it");
         match &conn.kind {
-            Kind::Raw { .. } => {
+            Kind::Raw => {
                 if !conn.input.is_empty() {
                     events.push(NetEvent::RawReceived { conn: ConnId(id) });
                 }

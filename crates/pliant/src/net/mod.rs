@@ -47,10 +47,6 @@ pub use reactor::Reactor;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 
-/// A listening socket for raw connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ListenerId(pub u64);
-
 /// Where raw connections are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RawAddress {
@@ -95,7 +91,6 @@ pub enum NetEvent<P> {
         message: FromManager,
     },
     RawOpened {
-        listener: ListenerId,
         conn: ConnId,
     },
     /// More bytes are in `Reactor::raw_input`; take what is complete, leave the rest.

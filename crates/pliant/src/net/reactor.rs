@@ -20,7 +20,7 @@ use model::{id::ServerId, time::Instant};
 use crate::clock::Clock;
 
 use super::{
-    CONNS_MAX, ConnId, Fault, HANDSHAKE_LIMIT, ListenerId, NetEvent, Poster, RawAddress,
+    CONNS_MAX, ConnId, Fault, HANDSHAKE_LIMIT, NetEvent, Poster, RawAddress,
     conn::{Conn, Kind},
     dial::{Link, LinkName},
     mailbox::Mailbox,
@@ -113,11 +113,11 @@ impl<P> Reactor<P> {
     pub fn listen_data(&mut self, listener: TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = Listener::Tcp(mio::net::TcpListener::from_std(listener));
-        self.listen(listener, Purpose::Data).map(drop)
+        self.listen(listener, Purpose::Data)
     }
 
     /// Accepts raw connections. Returns where (the port that the kernel chose, if it did).
-    pub fn listen_raw(&mut self, address: &RawAddress) -> io::Result<(ListenerId, RawAddress)> {
+    pub fn listen_raw(&mut self, address: &RawAddress) -> io::Result<RawAddress> {
         let (listener, bound) = match address {
             RawAddress::Tcp(address) => {
                 let tcp = mio::net::TcpListener::bind(*address)?;
@@ -129,20 +129,15 @@ impl<P> Reactor<P> {
                 (Listener::Unix(mio::net::UnixListener::bind(path)?), address.clone())
             }
         };
-        let id = self.listen(listener, Purpose::Raw)?;
-        Ok((ListenerId(id), bound))
+        self.listen(listener, Purpose::Raw)?;
+        Ok(bound)
     }
 
-    fn listen(&mut self, mut listener: Listener, purpose: Purpose) -> io::Result<u64> {
+    fn listen(&mut self, mut listener: Listener, purpose: Purpose) -> io::Result<()> {
         let id = self.take_socket();
         listener.register(self.poll.registry(), token(id))?;
         self.listeners.insert(id, Listening { listener, purpose });
-        Ok(id)
-    }
-
-    /// Accepts no more; connections already accepted stay.
-    pub fn close_listener(&mut self, listener: ListenerId) {
-        self.listeners.remove(&listener.0);
+        Ok(())
     }
 
     /// Keeps a link to a server, until `disconnect`. Another address than before dials afresh.
@@ -301,7 +296,7 @@ impl<P> Reactor<P> {
                 Ok(_) if self.conns.len() >= CONNS_MAX => {
                     tracing::warn!("{CONNS_MAX} connections are open; another was closed");
                 }
-                Ok(stream) => self.admit(id, purpose, stream, events),
+                Ok(stream) => self.admit(purpose, stream, events),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -314,16 +309,10 @@ impl<P> Reactor<P> {
         }
     }
 
-    fn admit(
-        &mut self,
-        listener: u64,
-        purpose: Purpose,
-        stream: Stream,
-        events: &mut Vec<NetEvent<P>>,
-    ) {
+    fn admit(&mut self, purpose: Purpose, stream: Stream, events: &mut Vec<NetEvent<P>>) {
         let kind = match purpose {
             Purpose::Data => Kind::Inbound { greeted: false },
-            Purpose::Raw => Kind::Raw { listener: ListenerId(listener) },
+            Purpose::Raw => Kind::Raw,
         };
         let id = match self.add_conn(stream, kind) {
             Ok(id) => id,
@@ -331,10 +320,7 @@ impl<P> Reactor<P> {
         };
         match purpose {
             Purpose::Data => self.limit_handshake(id),
-            Purpose::Raw => {
-                let listener = ListenerId(listener);
-                events.push(NetEvent::RawOpened { listener, conn: ConnId(id) });
-            }
+            Purpose::Raw => events.push(NetEvent::RawOpened { conn: ConnId(id) }),
         }
     }
 
@@ -413,7 +399,7 @@ impl<P> Reactor<P> {
                     events.push(NetEvent::ConnClosed { conn: ConnId(id) });
                 }
             }
-            Kind::Raw { .. } => {
+            Kind::Raw => {
                 if told {
                     events.push(NetEvent::RawClosed { conn: ConnId(id) });
                 }
@@ -458,7 +444,7 @@ impl<P> Reactor<P> {
             Kind::Dialed { link, .. } => {
                 self.links.get(link).is_some_and(|link| link.up_since.is_some())
             }
-            Kind::Raw { .. } => true,
+            Kind::Raw => true,
         };
         (!greeted).then_some(Fault::HandshakeTimeout)
     }

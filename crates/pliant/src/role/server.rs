@@ -120,6 +120,9 @@ impl Shell {
             match event {
                 NetEvent::Posted(letter) => feed_completions(letter, handle),
                 NetEvent::StopRequested => self.stopping = true,
+                NetEvent::ConnOpened { conn, peer } => {
+                    tracing::debug!(conn = conn.0, ?peer, "connection opened");
+                }
                 event => {
                     if let Some(event) = translate(event) {
                         handle(event);
