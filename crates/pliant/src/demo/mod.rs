@@ -36,7 +36,9 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Change one volume's size, media, zone, IOPS and throughput while it is in use, then kill its
 /// primary; prove that nothing was lost.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  pliant demo\n  pliant demo --dir /tmp/demo --input ~/Music --keep")]
+#[command(
+    after_help = "Examples:\n  pliant demo\n  pliant demo --dir /tmp/demo --input ~/Music --keep"
+)]
 pub struct Args {
     /// Where the demo keeps its service and its picture
     #[arg(long, default_value = "target/demo")]
@@ -109,7 +111,16 @@ impl Demo<'_> {
         let picture = timeline::draw(title, &ended.seen.samples, &self.marks);
         fs::write(dir.join("timeline.svg"), picture).context("writing timeline.svg")?;
         let stretches = report::Stretches { before, change, cut_over, after, failover };
-        Ok(Report { written, read, blocks_checked, blocks_wrong, grown, bytes_moved, stretches, seen: ended.seen })
+        Ok(Report {
+            written,
+            read,
+            blocks_checked,
+            blocks_wrong,
+            grown,
+            bytes_moved,
+            stretches,
+            seen: ended.seen,
+        })
     }
 
     fn make_volume(&mut self) -> anyhow::Result<(String, Address)> {
@@ -123,7 +134,8 @@ impl Demo<'_> {
         let instances = api.get("/v1/instances")?;
         let here = |i: &&Value| i["zone"] == zone.as_str();
         let instance = instances["instances"].as_array().and_then(|all| all.iter().find(here));
-        let instance = instance.and_then(|i| i["instance_id"].as_str()).context("no instance in zone a")?;
+        let instance =
+            instance.and_then(|i| i["instance_id"].as_str()).context("no instance in zone a")?;
         let body = json!({"volume_id": volume, "instance_id": instance, "device": "/dev/sdf", "kernel_device": false});
         api.post("/v1/attachments", &body)?;
         let attached =
@@ -151,7 +163,10 @@ impl Demo<'_> {
         let input = input::open(path)?;
         let written = stream::write(address, input, STREAM_BYTES_MAX, &mut progress)?;
         ensure!(written.bytes > 0, "{} is empty: nothing to stream", path.display());
-        say(self.began, &format!("  {} MiB written, SHA-256 {}", written.bytes >> 20, written.sha256));
+        say(
+            self.began,
+            &format!("  {} MiB written, SHA-256 {}", written.bytes >> 20, written.sha256),
+        );
         self.mark("streamed");
         Ok(written)
     }
@@ -199,7 +214,10 @@ impl Demo<'_> {
                 "failed" => bail!("the modification failed: {}", modification["status_message"]),
                 _ => std::thread::park_timeout(Duration::from_millis(20)),
             }
-            ensure!(self.start.elapsed() - from < Duration::from_secs(150), "the modification is stuck");
+            ensure!(
+                self.start.elapsed() - from < Duration::from_secs(150),
+                "the modification is stuck"
+            );
         }
     }
 
@@ -209,7 +227,10 @@ impl Demo<'_> {
             ensure!(&volume[name] == value, "{name} is {}, not {value}", volume[name]);
         }
         for replica in volume["replicas"].as_array().context("replicas")? {
-            ensure!(replica["media"] == "ssd" && replica["zone"] == zone, "a replica stayed behind: {replica}");
+            ensure!(
+                replica["media"] == "ssd" && replica["zone"] == zone,
+                "a replica stayed behind: {replica}"
+            );
         }
         Ok(())
     }
@@ -234,7 +255,10 @@ impl Demo<'_> {
         })?;
         self.mark("mirrored again");
         say(self.began, "  mirrored again");
-        Ok(Stretch { from: from.saturating_sub(Duration::from_millis(50)), to: served + Duration::from_millis(500) })
+        Ok(Stretch {
+            from: from.saturating_sub(Duration::from_millis(50)),
+            to: served + Duration::from_millis(500),
+        })
     }
 
     /// The end that the volume grew by reads as zeros, and takes and keeps data.
@@ -245,7 +269,10 @@ impl Demo<'_> {
         let data = [0x5a; 4096];
         let wrote = client.call(load::nbd::Command::Write, offset, 4096, &data)?;
         let back = client.call(load::nbd::Command::Read, offset, 4096, &[])?;
-        Ok(client.size() == 12 * GIB && zeros.data == [0; 4096] && wrote.error == 0 && back.data == data)
+        Ok(client.size() == 12 * GIB
+            && zeros.data == [0; 4096]
+            && wrote.error == 0
+            && back.data == data)
     }
 
     fn wait_volume(
@@ -260,7 +287,10 @@ impl Demo<'_> {
             if reached(&now) {
                 return Ok(now);
             }
-            ensure!(from.elapsed() < Duration::from_secs(60), "{volume} was not {what} within a minute: {now}");
+            ensure!(
+                from.elapsed() < Duration::from_secs(60),
+                "{volume} was not {what} within a minute: {now}"
+            );
             std::thread::park_timeout(Duration::from_millis(20));
         }
     }
@@ -273,7 +303,10 @@ impl Demo<'_> {
         let eta = if eta.is_nan() { "-".to_owned() } else { format!("{eta:.0} s") };
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let speed = moved as f64 / (1 << 20) as f64 / elapsed.max(0.001);
-        say(self.began, &format!("  {percent:.0} %, {} MiB moved, {speed:.0} MiB/s, ETA {eta}", moved >> 20));
+        say(
+            self.began,
+            &format!("  {percent:.0} %, {} MiB moved, {speed:.0} MiB/s, ETA {eta}", moved >> 20),
+        );
     }
 
     /// Lets the load run by itself for a while.
@@ -294,7 +327,12 @@ impl Demo<'_> {
     }
 
     /// Marks the steps that a person wants to see in the picture, each once.
-    fn mark_unless_crowded(&mut self, state: &str, step: &str, seen: &[(String, String)]) -> Duration {
+    fn mark_unless_crowded(
+        &mut self,
+        state: &str,
+        step: &str,
+        seen: &[(String, String)],
+    ) -> Duration {
         let first_of_state = seen.last().is_none_or(|(s, _)| s != state);
         if step == "switch" {
             return self.mark("switch");

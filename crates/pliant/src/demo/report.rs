@@ -67,11 +67,17 @@ impl Report {
         let seconds = (s.change.to - s.change.from).as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "for people")]
         let speed = self.bytes_moved as f64 / (1 << 20) as f64 / seconds.max(0.001);
-        row("bytes moved", format!("{} MiB in {seconds:.1} s ({speed:.0} MiB/s)", self.bytes_moved >> 20));
+        row(
+            "bytes moved",
+            format!("{} MiB in {seconds:.1} s ({speed:.0} MiB/s)", self.bytes_moved >> 20),
+        );
         row("streamed", format!("{} MiB", self.written.bytes >> 20));
         row("SHA-256 written", self.written.sha256.clone());
         row("SHA-256 read back", self.read.sha256.clone());
-        row("verified blocks of the load", format!("{}, {} wrong", self.blocks_checked, self.blocks_wrong));
+        row(
+            "verified blocks of the load",
+            format!("{}, {} wrong", self.blocks_checked, self.blocks_wrong),
+        );
         row("time", format!("{:.0} s", took.as_secs_f64()));
         out
     }

@@ -68,7 +68,8 @@ impl Service {
     #[expect(unsafe_code, reason = "kill has no safe form in std")]
     pub fn kill(&self, name: &str) -> anyhow::Result<()> {
         let path = self.dir.join("run").join(format!("{name}.pid"));
-        let pid = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let pid =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let pid: libc::pid_t = pid.trim().parse().context("a pid")?;
         ensure!(pid > 1, "{} holds no pid of ours", path.display());
         // SAFETY: sends a signal to one process, by the pid that its supervisor wrote down.

@@ -83,9 +83,14 @@ fn latency_y(ms: f64) -> f64 {
 
 fn latency_panel(svg: &mut String, buckets: &[Bucket], x: &dyn Fn(f64) -> f64) {
     let end = WIDTH - RIGHT;
-    for (ms, label) in
-        [(0.1, "0.1 ms"), (1.0, "1 ms"), (10.0, "10 ms"), (100.0, "100 ms"), (1e3, "1 s"), (1e4, "10 s")]
-    {
+    for (ms, label) in [
+        (0.1, "0.1 ms"),
+        (1.0, "1 ms"),
+        (10.0, "10 ms"),
+        (100.0, "100 ms"),
+        (1e3, "1 s"),
+        (1e4, "10 s"),
+    ] {
         let y = latency_y(ms);
         let _ = write!(
             svg,
@@ -95,19 +100,17 @@ fn latency_panel(svg: &mut String, buckets: &[Bucket], x: &dyn Fn(f64) -> f64) {
             y + 4.0
         );
     }
-    let curves: [(&str, &str, fn(&Bucket) -> f64); 3] = [
-        ("max", "#f59e0b", |b| b.max_ms),
-        ("p99", "#dc2626", |b| b.p99_ms),
-        ("p50", "#2563eb", |b| b.p50_ms),
-    ];
-    for (index, (name, colour, value)) in (0u8..).zip(curves) {
+    let curves = [("max", "#f59e0b"), ("p99", "#dc2626"), ("p50", "#2563eb")];
+    for (index, (name, colour)) in (0u8..).zip(curves) {
+        let value = |b: &Bucket| [b.max_ms, b.p99_ms, b.p50_ms][usize::from(index)];
         let mut path = String::new();
         let mut pen_down = false;
         for bucket in buckets {
             let answered = bucket.per_sec > 0.0;
             if answered {
                 let command = if pen_down { 'L' } else { 'M' };
-                let _ = write!(path, "{command}{:.1} {:.1}", x(bucket.at_s), latency_y(value(bucket)));
+                let _ =
+                    write!(path, "{command}{:.1} {:.1}", x(bucket.at_s), latency_y(value(bucket)));
             }
             pen_down = answered;
         }
@@ -119,7 +122,11 @@ fn latency_panel(svg: &mut String, buckets: &[Bucket], x: &dyn Fn(f64) -> f64) {
             LATENCY_TOP + LATENCY_HEIGHT - 8.0
         );
     }
-    let _ = write!(svg, "<text x='{LEFT}' y='{:.1}' font-weight='600'>Latency</text>", LATENCY_TOP - 8.0);
+    let _ = write!(
+        svg,
+        "<text x='{LEFT}' y='{:.1}' font-weight='600'>Latency</text>",
+        LATENCY_TOP - 8.0
+    );
 }
 
 fn rate_panel(svg: &mut String, buckets: &[Bucket], x: &dyn Fn(f64) -> f64) {
@@ -197,13 +204,11 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::stats::Kind;
 
     #[test]
     fn the_picture_holds_curves_marks_and_escaped_text() {
-        let samples: Vec<_> = (0..1_000)
-            .map(|n| Sample { at_us: n * 10_000, latency_us: 500 + n, kind: Kind::Write })
-            .collect();
+        let samples: Vec<_> =
+            (0..1_000).map(|n| Sample { at_us: n * 10_000, latency_us: 500 + n }).collect();
         let marks = [Mark { at_us: 5_000_000, label: "a < b".to_owned() }];
         let svg = draw("demo & more", &samples, &marks);
         assert!(svg.starts_with("<svg") && svg.ends_with("</svg>\n"));

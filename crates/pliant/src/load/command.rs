@@ -89,7 +89,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn params(args: &Args) -> anyhow::Result<Params> {
     let Some(address) = Address::parse(&args.uri) else {
-        bail!("'{}' is no NBD address; expected nbd://host:port/name or nbd+unix:///name?socket=path", args.uri);
+        bail!(
+            "'{}' is no NBD address; expected nbd://host:port/name or nbd+unix:///name?socket=path",
+            args.uri
+        );
     };
     let block = u64::from(BLOCK_BYTES);
     if args.request_bytes == 0 || !args.request_bytes.is_multiple_of(BLOCK_BYTES) {

@@ -101,7 +101,6 @@ impl Stream {
 pub enum Command {
     Read,
     Write,
-    Trim,
 }
 
 impl Command {
@@ -109,7 +108,6 @@ impl Command {
         match self {
             Self::Read => 0,
             Self::Write => 1,
-            Self::Trim => 4,
         }
     }
 }
@@ -149,7 +147,13 @@ impl Client {
     }
 
     /// Sends a request without waiting. `data` is the payload of a write.
-    pub fn send(&mut self, command: Command, offset: u64, length: u32, data: &[u8]) -> io::Result<u64> {
+    pub fn send(
+        &mut self,
+        command: Command,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+    ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let mut head = Vec::with_capacity(28);
@@ -185,7 +189,13 @@ impl Client {
     }
 
     /// One request, start to end. Nothing else may be in flight.
-    pub fn call(&mut self, command: Command, offset: u64, length: u32, data: &[u8]) -> io::Result<Finished> {
+    pub fn call(
+        &mut self,
+        command: Command,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+    ) -> io::Result<Finished> {
         assert!(self.in_flight.is_empty(), "call with requests in flight");
         self.send(command, offset, length, data)?;
         self.receive()
@@ -250,7 +260,10 @@ mod tests {
         let expected = Address::Tcp { authority: "127.0.0.1:10809".into(), export: "vol-1".into() };
         assert_eq!(tcp, Some(expected));
         let unix = Address::parse("nbd+unix:///vol-1?socket=/run/a.sock");
-        assert_eq!(unix, Some(Address::Unix { socket: "/run/a.sock".into(), export: "vol-1".into() }));
+        assert_eq!(
+            unix,
+            Some(Address::Unix { socket: "/run/a.sock".into(), export: "vol-1".into() })
+        );
         assert_eq!(Address::parse("http://x"), None);
     }
 }

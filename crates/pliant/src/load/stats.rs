@@ -2,19 +2,12 @@
 
 use std::time::Duration;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Read,
-    Write,
-}
-
 /// One answered request.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// When it was answered, in microseconds since the load's start.
     pub at_us: u64,
     pub latency_us: u64,
-    pub kind: Kind,
 }
 
 impl Sample {
@@ -60,7 +53,7 @@ mod tests {
     use super::*;
 
     fn sample(at_us: u64, latency_us: u64) -> Sample {
-        Sample { at_us, latency_us, kind: Kind::Read }
+        Sample { at_us, latency_us }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Params, Seen,
     nbd::{Client, Command, Finished},
-    stats::{Kind, Sample},
+    stats::Sample,
 };
 
 pub const BLOCK_BYTES: u32 = 4096;
@@ -129,7 +129,12 @@ impl Worker<'_> {
 
     /// Sends the request, again on a new connection when one is lost, until it is answered or
     /// patience ends.
-    fn until_answered(&mut self, command: Command, first: u64, data: &[u8]) -> io::Result<Finished> {
+    fn until_answered(
+        &mut self,
+        command: Command,
+        first: u64,
+        data: &[u8],
+    ) -> io::Result<Finished> {
         let began = Instant::now();
         let offset = self.params.offset + first * BLOCK;
         loop {
@@ -138,9 +143,8 @@ impl Worker<'_> {
             match result {
                 Ok(finished) => {
                     let latency_us = micros(began.elapsed());
-                    let kind = if command == Command::Read { Kind::Read } else { Kind::Write };
                     let at_us = micros(self.start.elapsed());
-                    self.seen.samples.push(Sample { at_us, latency_us, kind });
+                    self.seen.samples.push(Sample { at_us, latency_us });
                     return Ok(finished);
                 }
                 Err(error) if began.elapsed() > self.params.patience => return Err(error),

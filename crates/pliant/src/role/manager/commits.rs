@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, bail};
 use control::state::Write as RecordWrite;
 use format::record::Record;
+use model::{id::VolumeId, state::ModificationState};
 use tokio::sync::mpsc;
 
 use crate::store::{MetaStore, Precondition, Range, StoreError, Term, Write};
@@ -19,6 +20,16 @@ const LOAD_PAGE: usize = 1000;
 struct Commit {
     commit: u64,
     writes: Vec<Write>,
+    /// What the log says once it is durable.
+    steps: Vec<Step>,
+}
+
+/// Where a modification stands: an operator follows it in the log.
+struct Step {
+    volume: VolumeId,
+    state: ModificationState,
+    step: String,
+    progress_percent: u8,
 }
 
 pub(super) struct Commits {
@@ -33,9 +44,12 @@ impl Commits {
         let (queue, mut commits) = mpsc::channel::<Commit>(1);
         let (results_in, results) = mpsc::channel(1);
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
-            while let Some(Commit { commit, writes }) = commits.blocking_recv() {
+            while let Some(Commit { commit, writes, steps }) = commits.blocking_recv() {
                 let result = store.txn(term, &[], &writes).map(|_| commit);
                 let failed = result.is_err();
+                for Step { volume, state, step, progress_percent } in steps {
+                    tracing::info!(%volume, %state, %step, progress_percent, "modification");
+                }
                 if results_in.blocking_send(result).is_err() || failed {
                     return;
                 }
@@ -45,9 +59,10 @@ impl Commits {
     }
 
     pub(super) fn begin(&self, commit: u64, writes: &[RecordWrite]) {
+        let steps = writes.iter().filter_map(step).collect();
         let writes = writes.iter().map(encode).collect();
         // After a failure the queue is closed, and `committed` is about to say why.
-        match self.queue.as_ref().map(|queue| queue.try_send(Commit { commit, writes })) {
+        match self.queue.as_ref().map(|queue| queue.try_send(Commit { commit, writes, steps })) {
             Some(Ok(()) | Err(mpsc::error::TrySendError::Closed(_))) | None => {}
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
                 panic!("the machine began commit {commit} with two under way")
@@ -70,6 +85,18 @@ impl Commits {
         if let Some(thread) = self.thread.take() {
             thread.join().expect("a panic would have stopped the process");
         }
+    }
+}
+
+fn step(write: &RecordWrite) -> Option<Step> {
+    match write {
+        RecordWrite::Put(Record::Modification(m)) => Some(Step {
+            volume: m.volume,
+            state: m.state,
+            step: m.step.clone(),
+            progress_percent: m.progress_percent,
+        }),
+        _ => None,
     }
 }
 

@@ -17,7 +17,10 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{Semaphore, mpsc},
+    sync::{
+        Semaphore,
+        mpsc::{self, error::TrySendError},
+    },
     time::timeout,
 };
 
@@ -87,7 +90,8 @@ impl Links {
     /// again; what it missed is then sent again, so it may be dropped here.
     pub(super) fn send(&self, link: LinkId, message: &FromManager) {
         let Some(outbox) = self.outboxes.get(&link) else { return };
-        if outbox.try_send(ctl::encode(message).encode()).is_err() {
+        // Closed: the link has ended, and its task is about to say so.
+        if let Err(TrySendError::Full(_)) = outbox.try_send(ctl::encode(message).encode()) {
             tracing::warn!(link = link.0, "a control link does not take its messages");
         }
     }
