@@ -6,13 +6,14 @@
 //! if nothing says that it was durable; before the drive is open, everything that counts is
 //! durable, and what was dropped can never count again.
 
+mod blank;
+mod chain;
+
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use format::disk::{
-    BATCH_BYTES_MAX, BLOCK_LEN, DiskError, DriveShape, DriveUuid, Layout, SUPERBLOCKS_BYTES,
-    Superblock,
-    journal::decode_batch,
+    BLOCK_LEN, DriveShape, DriveUuid, Layout, SUPERBLOCKS_BYTES, Superblock,
     page::{PageHeader, PageKind, decode_page, fingerprint},
 };
 use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
@@ -175,62 +176,6 @@ impl Opening {
         Progress::More
     }
 
-    // Formatting.
-
-    fn read_rows_area(&mut self, half: u8, first: u32, out: &mut Vec<Action>) {
-        let length = self.rows_len(first);
-        self.read(self.layout.page_offset(first, half), length, out);
-        self.step = Step::WipeRows { half, first, wiping: false };
-    }
-
-    fn rows_len(&self, first: u32) -> u32 {
-        step(u64::from(self.layout.replica_pages - first) * BLOCK)
-    }
-
-    /// Rows must be zeros or ours. A thin drive's are zeros, and stay unwritten. Descriptor pages
-    /// are not looked at before they are written.
-    fn wipe_rows(
-        &mut self,
-        half: u8,
-        first: u32,
-        wiping: bool,
-        bytes: &Bytes,
-        out: &mut Vec<Action>,
-    ) {
-        let length = self.rows_len(first);
-        if !wiping && !is_zero(bytes) {
-            self.write_zeros(self.layout.page_offset(first, half), length, out);
-            self.step = Step::WipeRows { half, first, wiping: true };
-            return;
-        }
-        let next = first + length / BLOCK_BYTES;
-        if next < self.layout.replica_pages {
-            self.read_rows_area(half, next, out);
-        } else if half == 0 {
-            self.read_rows_area(1, 0, out);
-        } else {
-            self.wipe_journal(self.layout.journal_offset, out);
-        }
-    }
-
-    /// The journal is written once, so that later writes to it change no file system's metadata.
-    fn wipe_journal(&mut self, at: u64, out: &mut Vec<Action>) {
-        let end = self.layout.journal_offset + self.layout.journal_bytes;
-        if at == end {
-            self.flush(out);
-            self.step = Step::FormatFlush;
-            return;
-        }
-        let length = step(end - at);
-        self.write_zeros(at, length, out);
-        self.step = Step::WipeJournal { at: at + u64::from(length) };
-    }
-
-    fn format_superblock(&mut self, left: u32, out: &mut Vec<Action>) {
-        self.put_superblock(out);
-        self.step = Step::FormatSuperblock { left: left - 1 };
-    }
-
     // Pages.
 
     fn pages_len(&self, first: u32) -> u32 {
@@ -292,162 +237,8 @@ impl Opening {
     }
 }
 
-// The journal: batches from the tail on, as long as each follows the last.
+// The end, and drive actions.
 impl Opening {
-    fn read_chain(&mut self, out: &mut Vec<Action>) {
-        self.chain.position = batch_start(self.chain.position, self.layout.journal_bytes);
-        let at = self.chain.position % self.layout.journal_bytes;
-        self.read(self.layout.journal_offset + at, BATCH_BYTES_MAX, out);
-        self.step = Step::Chain;
-    }
-
-    fn take_window(&mut self, window: &Bytes, out: &mut Vec<Action>) {
-        let mut at = 0;
-        loop {
-            let position = self.chain.position;
-            if at > 0 && batch_start(position, self.layout.journal_bytes) != position {
-                return self.read_chain(out);
-            }
-            match self.next_batch(window.slice(at..)) {
-                Next::Batch(batch) => {
-                    at += usize::try_from(batch.header.batch_bytes()).expect("bounded");
-                    self.hold(batch);
-                }
-                Next::Cut if at > 0 => return self.read_chain(out),
-                Next::Cut | Next::None => break,
-            }
-        }
-        // Later batches lie behind the first that is missing.
-        let at = self.chain.position % self.layout.journal_bytes;
-        let left = self.layout.journal_bytes.min(SCAN_BYTES_MAX);
-        self.read_scan(at, left, out);
-    }
-
-    /// The batch at the chain's position, if it is the one that follows.
-    fn next_batch(&self, bytes: Bytes) -> Next {
-        let (header, records) = match decode_batch(self.superblock.uuid, &bytes) {
-            Ok(found) => found,
-            Err(DiskError::Short) => return Next::Cut,
-            Err(_) => return Next::None,
-        };
-        let follows = header.position == self.chain.position
-            && header.previous_lsn == self.chain.last_lsn
-            && header.first_lsn > self.chain.last_lsn
-            && header.position + header.batch_bytes() - self.superblock.tail
-                <= self.layout.journal_bytes;
-        if !follows {
-            return Next::None;
-        }
-        let head = usize::from(header.head_blocks) * BLOCK_LEN;
-        let end = head + usize::from(header.payload_blocks) * BLOCK_LEN;
-        if end > bytes.len() {
-            return Next::Cut;
-        }
-        Next::Batch(Batch { header, records, payload: bytes.slice(head..end) })
-    }
-
-    /// Another batch was found: the one before it was durable when this one was written.
-    fn hold(&mut self, batch: Batch) {
-        self.apply_held();
-        self.chain.position = batch.end();
-        self.chain.last_lsn = batch.header.last_lsn();
-        self.chain.known_durable = self.chain.known_durable.max(batch.header.durable_lsn);
-        self.chain.held = Some(batch);
-    }
-
-    fn apply_held(&mut self) {
-        let Some(batch) = self.chain.held.take() else { return };
-        self.replay.apply(&batch);
-        let last_lsn = batch.header.last_lsn();
-        let (start, end) = (batch.header.position, batch.end());
-        self.chain.spans.push_back(Span { start, end, last_lsn });
-        self.chain.applied_lsn = last_lsn;
-    }
-
-    fn read_scan(&mut self, at: u64, left: u64, out: &mut Vec<Action>) {
-        let length = step(left.min(self.layout.journal_bytes - at));
-        self.read(self.layout.journal_offset + at, length, out);
-        self.step = Step::Scan { at, left };
-    }
-
-    /// A whole batch that was written after the first missing one means that the missing one was
-    /// durable once.
-    fn take_scan(&mut self, at: u64, left: u64, bytes: &Bytes, out: &mut Vec<Action>) {
-        let len = u64::try_from(bytes.len()).expect("fits");
-        let is_last = len == left || at + len == self.layout.journal_bytes;
-        let mut done = bytes.len();
-        for from in (0..bytes.len()).step_by(BLOCK_LEN) {
-            match decode_batch(self.superblock.uuid, &bytes[from..]) {
-                Ok((header, _)) if header.previous_lsn > self.chain.last_lsn => {
-                    self.replay.damaged = true;
-                    self.chain.highest_seen = self.chain.highest_seen.max(header.last_lsn());
-                }
-                // A head that goes on behind what was read: read it again, from there.
-                Err(DiskError::Short) if from > 0 && !is_last => {
-                    done = from;
-                    break;
-                }
-                _ => {}
-            }
-        }
-        let done = u64::try_from(done).expect("fits");
-        if left > done {
-            let at = (at + done) % self.layout.journal_bytes;
-            return self.read_scan(at, left - done, out);
-        }
-        self.replay.damaged |= self.chain.last_lsn < self.chain.known_durable;
-        self.judge_held(out);
-    }
-
-    /// The last batch counts if it was durable, or if all it relies on is on the drive.
-    fn judge_held(&mut self, out: &mut Vec<Action>) {
-        let Some(held) = &self.chain.held else { return self.settle(out) };
-        let durable = self.replay.damaged || held.header.last_lsn() <= self.chain.known_durable;
-        if durable {
-            self.apply_held();
-            self.settle(out);
-        } else if !held.payload_is_whole() {
-            self.drop_held(out);
-        } else {
-            let mut left = held.relied_on();
-            left.reverse();
-            self.verify(left, out);
-        }
-    }
-
-    fn verify(&mut self, left: Vec<Relied>, out: &mut Vec<Action>) {
-        let Some(next) = left.last() else {
-            self.apply_held();
-            return self.settle(out);
-        };
-        let inside =
-            next.slot < self.layout.slots && next.first + next.count() <= self.layout.slot_blocks;
-        if !inside {
-            return self.drop_held(out);
-        }
-        let at = self.layout.slot_offset(next.slot) + u64::from(next.first) * BLOCK;
-        self.read(at, next.count() * BLOCK_BYTES, out);
-        self.step = Step::Verify { left };
-    }
-
-    fn take_verify(&mut self, mut left: Vec<Relied>, bytes: &Bytes, out: &mut Vec<Action>) {
-        let run = left.pop().expect("its blocks were read");
-        if run.is_held_by(bytes) {
-            self.verify(left, out);
-        } else {
-            self.drop_held(out);
-        }
-    }
-
-    fn drop_held(&mut self, out: &mut Vec<Action>) {
-        let held = self.chain.held.take().expect("it is being judged");
-        self.chain.position = held.header.position;
-        self.chain.last_lsn = self.chain.applied_lsn;
-        self.settle(out);
-    }
-
-    // The end.
-
     /// A batch that was not found whole, or was dropped, must not count after the next crash
     /// either: readers may have seen by then that it did not. So its head is wiped.
     fn settle(&mut self, out: &mut Vec<Action>) {
@@ -548,13 +339,6 @@ impl Opening {
         let data = vec![self.superblock.encode()];
         out.push(Action::WriteDrive { token: self.next_token(), offset, data, durable: true });
     }
-}
-
-enum Next {
-    Batch(Batch),
-    /// It may go on behind what was read.
-    Cut,
-    None,
 }
 
 /// The valid half written last, of those written up to `checkpoint`.

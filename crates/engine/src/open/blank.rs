@@ -1,0 +1,65 @@
+//! Formatting a blank drive.
+//!
+//! Invariant: the superblocks come last, so a crash before them starts it again.
+
+use bytes::Bytes;
+use model::units::{BLOCK, BLOCK_BYTES};
+
+use super::{Opening, Step, is_zero, step};
+use crate::api::Action;
+
+impl Opening {
+    pub(super) fn read_rows_area(&mut self, half: u8, first: u32, out: &mut Vec<Action>) {
+        let length = self.rows_len(first);
+        self.read(self.layout.page_offset(first, half), length, out);
+        self.step = Step::WipeRows { half, first, wiping: false };
+    }
+
+    fn rows_len(&self, first: u32) -> u32 {
+        step(u64::from(self.layout.replica_pages - first) * BLOCK)
+    }
+
+    /// Rows must be zeros or ours. A thin drive's are zeros, and stay unwritten. Descriptor pages
+    /// are not looked at before they are written.
+    pub(super) fn wipe_rows(
+        &mut self,
+        half: u8,
+        first: u32,
+        wiping: bool,
+        bytes: &Bytes,
+        out: &mut Vec<Action>,
+    ) {
+        let length = self.rows_len(first);
+        if !wiping && !is_zero(bytes) {
+            self.write_zeros(self.layout.page_offset(first, half), length, out);
+            self.step = Step::WipeRows { half, first, wiping: true };
+            return;
+        }
+        let next = first + length / BLOCK_BYTES;
+        if next < self.layout.replica_pages {
+            self.read_rows_area(half, next, out);
+        } else if half == 0 {
+            self.read_rows_area(1, 0, out);
+        } else {
+            self.wipe_journal(self.layout.journal_offset, out);
+        }
+    }
+
+    /// The journal is written once, so that later writes to it change no file system's metadata.
+    pub(super) fn wipe_journal(&mut self, at: u64, out: &mut Vec<Action>) {
+        let end = self.layout.journal_offset + self.layout.journal_bytes;
+        if at == end {
+            self.flush(out);
+            self.step = Step::FormatFlush;
+            return;
+        }
+        let length = step(end - at);
+        self.write_zeros(at, length, out);
+        self.step = Step::WipeJournal { at: at + u64::from(length) };
+    }
+
+    pub(super) fn format_superblock(&mut self, left: u32, out: &mut Vec<Action>) {
+        self.put_superblock(out);
+        self.step = Step::FormatSuperblock { left: left - 1 };
+    }
+}
