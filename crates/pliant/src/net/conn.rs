@@ -75,9 +75,14 @@ impl Conn {
     /// other for ever.
     pub(super) fn may_read(&self) -> bool {
         let answers = !matches!(self.kind, Kind::Dialed { .. });
-        let congested = answers && self.output.bytes() > OUTPUT_PAUSE_BYTES;
+        let congested = answers && self.is_congested();
         let glutted = matches!(self.kind, Kind::Raw) && self.input.len() > RAW_INPUT_BYTES_MAX;
         self.readable && !self.paused && !self.closing && !congested && !glutted
+    }
+
+    /// Whether the peer is behind with reading its answers.
+    pub(super) fn is_congested(&self) -> bool {
+        self.output.bytes() > OUTPUT_PAUSE_BYTES
     }
 
     /// One read from the kernel.

@@ -97,6 +97,10 @@ pub enum NetEvent<P> {
     RawReceived {
         conn: ConnId,
     },
+    /// The peer has caught up with its answers: `Reactor::is_congested` was true and is no more.
+    RawDrained {
+        conn: ConnId,
+    },
     /// Comes once for each `RawOpened`, unless we closed it.
     RawClosed {
         conn: ConnId,

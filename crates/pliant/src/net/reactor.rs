@@ -188,6 +188,12 @@ impl<P> Reactor<P> {
         self.mark_dirty(conn.0);
     }
 
+    /// Whether a connection's peer is so far behind with reading its answers that its owner
+    /// should make no more for now.
+    pub fn is_congested(&self, conn: ConnId) -> bool {
+        self.conns.get(&conn.0).is_some_and(Conn::is_congested)
+    }
+
     /// Bytes of a raw connection that its owner has not taken.
     pub fn raw_input(&mut self, conn: ConnId) -> Option<&mut BytesMut> {
         self.conns.get_mut(&conn.0).map(|held| &mut held.input)
@@ -348,9 +354,13 @@ impl<P> Reactor<P> {
         for id in std::mem::take(&mut self.dirty) {
             let Some(conn) = self.conns.get_mut(&id) else { continue };
             conn.dirty = false;
+            let was_congested = conn.is_congested();
             if let Err(fault) = conn.flush() {
                 self.fail(id, &fault, events);
                 continue;
+            }
+            if was_congested && !conn.is_congested() && conn.kind == Kind::Raw && !conn.closing {
+                events.push(NetEvent::RawDrained { conn: ConnId(id) });
             }
             if conn.closing && conn.output.bytes() == 0 {
                 self.end(id, &Fault::Closed, events);

@@ -185,7 +185,7 @@ impl NodeRole {
                 self.events.push_back(Event::ManagerSent { message });
             }
             NetEvent::RawOpened { conn, .. } => self.nbd.connected(&mut self.reactor, conn),
-            NetEvent::RawReceived { conn } => {
+            NetEvent::RawReceived { conn } | NetEvent::RawDrained { conn } => {
                 let (reactor, tokens) = (&mut self.reactor, &mut self.tokens);
                 self.nbd.received(reactor, conn, tokens, &mut self.events);
             }

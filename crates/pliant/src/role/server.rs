@@ -204,6 +204,7 @@ fn translate(event: NetEvent<DriveLetter>) -> Option<Event> {
         NetEvent::ConnOpened { .. }
         | NetEvent::RawOpened { .. }
         | NetEvent::RawReceived { .. }
+        | NetEvent::RawDrained { .. }
         | NetEvent::RawClosed { .. }
         | NetEvent::Posted(_)
         | NetEvent::StopRequested => return None,

@@ -106,6 +106,11 @@ impl Files {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub fn inode(&self, volume: VolumeId) -> Option<u64> {
+        self.table().listed(volume)
+    }
+
     pub fn add(&self, volume: VolumeId, size: ByteCount) {
         let mut table = self.table();
         assert!(table.listed(volume).is_none(), "{volume} has a file already");
@@ -123,6 +128,17 @@ impl Files {
             let file = table.files.get_mut(&inode).expect("it was just found");
             file.granted = size.get();
         }
+    }
+
+    /// The kernel changes a file's size. Returns the size, or `None` when it may not.
+    pub fn set_size(&self, inode: u64, size: u64) -> Option<u64> {
+        let mut table = self.table();
+        let file = table.files.get_mut(&inode).filter(|file| file.listed)?;
+        if size != file.granted && size != file.shown {
+            return None;
+        }
+        file.shown = size;
+        Some(size)
     }
 
     /// Every request to the file fails from now on.
@@ -242,20 +258,16 @@ impl Filesystem for VolumeFilesystem {
         _: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let mut table = self.files.table();
-        let Some(file) = table.files.get_mut(&ino.0).filter(|f| f.listed) else {
-            return reply.error(Errno::EPERM);
+        let shown = match size {
+            _ if mode.is_some() || uid.is_some() || gid.is_some() => None,
+            Some(size) => self.files.set_size(ino.0, size),
+            // Times, which nobody keeps.
+            None => self.files.table().attached(ino).ok().map(|file| file.shown),
         };
-        if mode.is_some() || uid.is_some() || gid.is_some() {
-            return reply.error(Errno::EPERM);
+        match shown {
+            Some(shown) => reply.attr(&ATTR_TTL, &self.attributes(ino.0, shown)),
+            None => reply.error(Errno::EPERM),
         }
-        if let Some(size) = size {
-            if size != file.granted && size != file.shown {
-                return reply.error(Errno::EPERM);
-            }
-            file.shown = size;
-        }
-        reply.attr(&ATTR_TTL, &self.attributes(ino.0, file.shown));
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -407,7 +419,7 @@ impl Filesystem for VolumeFilesystem {
 }
 
 /// Whether this mode of fallocate asks for zeros within the file.
-fn zeroes(mode: i32) -> bool {
+pub fn zeroes(mode: i32) -> bool {
     let keep = libc::FALLOC_FL_KEEP_SIZE;
     let zero = libc::FALLOC_FL_ZERO_RANGE;
     mode == libc::FALLOC_FL_PUNCH_HOLE | keep || mode == zero || mode == zero | keep

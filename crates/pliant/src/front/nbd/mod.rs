@@ -4,7 +4,8 @@
 //! Does not: speak the protocol (`format::nbd` does), or answer requests (the node machine does).
 //! Invariants:
 //! - a connection has at most [`REQUESTS_MAX`] requests in flight, and takes no further one while
-//!   they carry [`BYTES_MAX`] bytes or more; beyond that its socket is not read;
+//!   they carry [`BYTES_MAX`] bytes or more, or while it leaves its answers unread; beyond that
+//!   its socket is not read;
 //! - every request taken is answered once, unless its connection is gone: then the machine is
 //!   told so;
 //! - malformed input ends its own connection and nothing else;
@@ -176,7 +177,7 @@ impl NbdFront {
         }
     }
 
-    /// Bytes arrived.
+    /// Bytes arrived, or the client has caught up with its answers.
     pub fn received<P>(
         &mut self,
         reactor: &mut Reactor<P>,
@@ -224,7 +225,7 @@ impl NbdFront {
         let mut events = Vec::new();
         let mut answers = Vec::new();
         let mut close = None;
-        while !conn.is_full() && close.is_none() {
+        while !conn.is_full() && !reactor.is_congested(id) && close.is_none() {
             let Some(input) = reactor.raw_input(id) else { break };
             let progress = conn.server.step(input, &self.exports, &mut events);
             for event in events.drain(..) {

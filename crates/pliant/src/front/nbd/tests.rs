@@ -57,7 +57,7 @@ impl Rig {
     fn take_in(&mut self, event: NetEvent<()>) {
         match event {
             NetEvent::RawOpened { conn, .. } => self.front.connected(&mut self.reactor, conn),
-            NetEvent::RawReceived { conn } => {
+            NetEvent::RawReceived { conn } | NetEvent::RawDrained { conn } => {
                 let (reactor, tokens) = (&mut self.reactor, &mut self.tokens);
                 self.front.received(reactor, conn, tokens, &mut self.events);
             }
@@ -74,7 +74,10 @@ impl Rig {
 
     /// Runs the loop for as long as another thread needs it.
     fn serve<T: Send + 'static>(&mut self, client: impl FnOnce() -> T + Send + 'static) -> T {
-        let thread = std::thread::spawn(client);
+        self.serve_until_end(std::thread::spawn(client))
+    }
+
+    fn serve_until_end<T>(&mut self, thread: std::thread::JoinHandle<T>) -> T {
         while !thread.is_finished() {
             let deadline = self.reactor.now() + Duration::from_millis(5);
             let mut happened = Vec::new();
@@ -261,6 +264,36 @@ fn large_requests_are_bounded_by_their_bytes() {
     assert_eq!(taken.len(), 2, "two of 32 MiB fill 64 MiB");
     rig.answer(taken[0], GuestReply::Failed(GuestError::BadBlock));
     assert_eq!(rig.requests().len(), 3);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answers_is_given_no_more_of_them() {
+    const LENGTH: u32 = 32 << 20;
+    let mut rig = Rig::new("congested");
+    rig.front.open_export(volume(), ByteCount::new(SIZE));
+    let mut client = rig.client("");
+    for cookie in 0..8 {
+        client.read(cookie, 0, LENGTH);
+    }
+    let data = Bytes::from(vec![1; usize::try_from(LENGTH).expect("it fits")]);
+    rig.turn_until(|rig| rig.events.len() == 2);
+    let first = rig.requests()[0];
+    rig.answer(first, GuestReply::Data(data.clone()));
+    rig.flush();
+    assert_eq!(rig.requests().len(), 2, "the first answer is not read yet");
+    let mut buffer = data.to_vec();
+    let reader = std::thread::spawn(move || {
+        for cookie in 0..8 {
+            assert_eq!(client.reply(), (0, cookie));
+            client.stream.read_exact(&mut buffer).expect("the data");
+        }
+    });
+    for next in 1..8 {
+        rig.turn_until(|rig| rig.requests().len() > next);
+        let token = rig.requests()[next];
+        rig.answer(token, GuestReply::Data(data.clone()));
+    }
+    rig.serve_until_end(reader);
 }
 
 #[test]
