@@ -142,6 +142,19 @@ impl Journal {
         self.durable_lsn = self.last_lsn;
     }
 
+    /// The last LSN of the durable batches within about `bytes` from the tail on.
+    pub fn cut(&self, bytes: u64) -> u64 {
+        let whole = self.batches.iter().take_while(|span| span.last_lsn <= self.durable_lsn);
+        let mut cut = self.tail_lsn;
+        for span in whole {
+            cut = span.last_lsn;
+            if span.end - self.tail >= bytes {
+                break;
+            }
+        }
+        cut
+    }
+
     /// Where the tail would be without the batches up to `lsn`.
     pub fn tail_after(&self, lsn: u64) -> Tail {
         let mut tail = self.tail();
@@ -150,8 +163,9 @@ impl Journal {
                 tail.position = span.start;
                 return tail;
             }
-            tail = Tail { position: span.end, lsn: span.last_lsn };
+            tail.lsn = span.last_lsn;
         }
+        tail.position = self.head;
         tail
     }
 

@@ -1,7 +1,6 @@
 //! Writing home: what frees the journal.
 //!
-//! A cycle takes everything up to its cut (what was durable when it began): it writes the overlay's
-//! blocks home, then the pages that changed, then flushes, then moves the tail to the cut in
+//! A cycle takes the oldest part of the journal, up to its cut: it writes the overlay's blocks home, then the pages that changed, then flushes, then moves the tail to the cut in
 //! a superblock.
 //!
 //! Decides: when a cycle runs and how hard.
@@ -22,6 +21,8 @@ use crate::{
     overlay::Key,
 };
 
+/// A cycle takes an eighth of the journal, so that who waits for room does not wait for long.
+const CYCLES_PER_JOURNAL: u64 = 8;
 /// Longest merged home write, in blocks.
 const RUN_BLOCKS_MAX: usize = 256;
 
@@ -107,7 +108,7 @@ impl Drive {
             return None;
         }
         self.writeback.wanted = false;
-        let cut = self.journal.durable_lsn();
+        let cut = self.journal.cut(self.journal.size() / CYCLES_PER_JOURNAL);
         Some(Stage::Home { cut, next: Key { slot: 0, block: 0 } })
     }
 

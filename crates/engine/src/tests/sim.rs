@@ -306,12 +306,14 @@ impl Bench {
         }
     }
 
-    /// A whole write-back cycle, after which the journal holds nothing.
+    /// Write-back cycles until the journal holds nothing.
     pub fn cycle(&mut self) {
         self.run();
-        self.engine.want_cycle();
-        self.event(Event::TimeReached);
-        self.run();
+        while self.engine.usage().journal_bytes_used > 0 {
+            self.engine.want_cycle();
+            self.event(Event::TimeReached);
+            self.run();
+        }
     }
 
     /// Runs one request to its end.
