@@ -30,6 +30,8 @@ pub enum Op {
     Digest(ConnId, u64),
     /// The primary's own digest, as source of a learner.
     OwnDigest(u64),
+    /// What the primary fetched of a mirror in place of a damaged block.
+    Repair(u64),
     /// A learner's description of what it has, and the installation of what it pulled.
     PullDescribe(u64),
     PullInstall(u64),

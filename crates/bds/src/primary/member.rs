@@ -110,6 +110,7 @@ impl Primary {
             self.resend(turn, replica, Epoch::MAX);
             self.ask_source_again(turn, replica);
         }
+        self.ask_mirrors_again(turn, Some(server));
         self.go_on(turn);
     }
 

@@ -9,11 +9,12 @@
 //! is acknowledged.
 //!
 //! `request` is the path of a guest's request, `change` that of a change to all members, `member`
-//! watches the members, `resync` fills learners.
+//! watches the members, `resync` fills learners, `repair` replaces damaged blocks.
 
 mod change;
 mod fill;
 mod member;
+mod repair;
 mod request;
 mod resync;
 
@@ -42,7 +43,7 @@ use crate::{
     turn::Turn,
 };
 
-use self::{change::Flight, fill::Fill, member::Peer, request::Guest};
+use self::{change::Flight, fill::Fill, member::Peer, repair::Repair, request::Guest};
 
 /// How often silence is looked for while somebody owes an answer.
 const TICK: Duration = Duration::from_millis(250);
@@ -72,6 +73,7 @@ enum Phase {
 enum Owner {
     Guest(u64),
     Fill { learner: ReplicaId, token: u64 },
+    Repair(u64),
 }
 
 /// A session that is open as soon as nothing older is in flight.
@@ -108,6 +110,7 @@ pub struct Primary {
     flights: BTreeMap<ModSeq, Flight>,
     peers: BTreeMap<ReplicaId, Peer>,
     fills: BTreeMap<ReplicaId, Fill>,
+    repairs: BTreeMap<u64, Repair>,
     tick: Option<Instant>,
 }
 
@@ -134,6 +137,7 @@ impl Primary {
             flights: BTreeMap::new(),
             peers: BTreeMap::new(),
             fills: BTreeMap::new(),
+            repairs: BTreeMap::new(),
             tick: None,
             config,
         };
@@ -176,6 +180,7 @@ impl Primary {
             self.resend_all(turn);
         }
         self.recount_flights(turn);
+        self.ask_mirrors_again(turn, None);
         self.go_on(turn);
     }
 
@@ -237,6 +242,7 @@ impl Primary {
             self.tick = None;
             self.watch_members(turn);
             self.watch_fills(turn);
+            self.ask_mirrors_again(turn, None);
         }
         self.go_on(turn);
     }
@@ -249,6 +255,7 @@ impl Primary {
                 match self.owners.get(&lock) {
                     Some(&Owner::Guest(ticket)) => self.start(turn, ticket),
                     Some(&Owner::Fill { learner, token }) => self.start_task(turn, learner, token),
+                    Some(&Owner::Repair(token)) => self.ask_mirror(turn, token),
                     None => {}
                 }
             }
@@ -262,6 +269,7 @@ impl Primary {
         self.announce_hand_over(turn);
         let watch = !self.flights.is_empty()
             || !self.fills.is_empty()
+            || !self.repairs.is_empty()
             || self.peers.values().any(|peer| peer.needs_watching(turn));
         if watch {
             self.tick.get_or_insert(turn.now + TICK);

@@ -5,7 +5,7 @@ use engine::api::{OpError, Outcome, Request};
 use format::data::{Change, DataMessage, RequestId, Status};
 use model::{
     epoch::{AttachGeneration, Epoch},
-    limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX},
+    limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, RESYNC_UNIT_BYTES, TRANSFER_BYTES_MAX},
     units::BLOCK,
 };
 
@@ -24,6 +24,9 @@ use super::{Barrier, Owner, Phase, Primary};
 /// session that was replaced may still be here.
 const QUEUE_MAX: usize = 2 * IN_FLIGHT_REQUESTS_MAX;
 
+/// Damaged blocks repaired for one read: one in each resync unit of the longest.
+const REPAIRS_MAX: u32 = TRANSFER_BYTES_MAX / RESYNC_UNIT_BYTES + 1;
+
 #[derive(Debug)]
 pub struct Guest {
     conn: ConnId,
@@ -34,6 +37,8 @@ pub struct Guest {
     /// Of data; counted while it runs.
     bytes: u64,
     stage: Stage,
+    /// Damaged blocks that it met so far.
+    damaged: u32,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,8 @@ enum Stage {
     /// For what it overlaps.
     Waiting(LockId),
     Running(LockId),
+    /// For a damaged block to be repaired.
+    Repairing,
 }
 
 /// How a request ended.
@@ -226,7 +233,8 @@ impl Primary {
         let ticket = self.ticket_last;
         self.sessions.began(id, ticket);
         let (bytes, stage) = (work.bytes(range), Stage::Queued);
-        self.guests.insert(ticket, Guest { conn, epoch, id, work, range, bytes, stage });
+        self.guests
+            .insert(ticket, Guest { conn, epoch, id, work, range, bytes, stage, damaged: 0 });
         self.queue.push_back(ticket);
     }
 
@@ -305,6 +313,11 @@ impl Primary {
         ticket: u64,
         outcome: Result<Outcome, OpError>,
     ) {
+        if let Err(OpError::BadBlock { offset }) = outcome
+            && self.repair_for(turn, ticket, offset)
+        {
+            return self.go_on(turn);
+        }
         let answer = match outcome {
             Ok(Outcome::Read { crcs, data }) => Answer { status: Status::Ok, crcs, data },
             Ok(Outcome::Allocated { bitmap }) => {
@@ -317,6 +330,33 @@ impl Primary {
             self.finish(turn, ticket, answer);
         }
         self.go_on(turn);
+    }
+
+    /// Lets a read wait for a repair, unless it has waited for too many.
+    fn repair_for(&mut self, turn: &mut Turn<'_>, ticket: u64, offset: u64) -> bool {
+        let Some(guest) = self.guests.get_mut(&ticket) else { return false };
+        let Stage::Running(lock) = guest.stage else { return false };
+        guest.damaged += 1;
+        if guest.damaged > REPAIRS_MAX || !self.repair(turn, ticket, offset) {
+            return false;
+        }
+        self.guests.get_mut(&ticket).expect("looked up above").stage = Stage::Repairing;
+        // Only now: the repair comes before any change that waited for the read.
+        self.release(lock);
+        true
+    }
+
+    /// A repair has ended that the read waited for.
+    pub(super) fn read_again(&mut self, turn: &mut Turn<'_>, ticket: u64, repaired: bool) {
+        let waits = |guest: &&Guest| guest.stage == Stage::Repairing;
+        if self.guests.get(&ticket).filter(waits).is_none() {
+            return;
+        }
+        if repaired {
+            self.lock(turn, ticket);
+        } else {
+            self.finish(turn, ticket, Answer::bare(Status::BadBlock));
+        }
     }
 
     /// A change is durable wherever it must be.

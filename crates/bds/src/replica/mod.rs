@@ -11,10 +11,11 @@ mod record;
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use engine::api::{OpError, Outcome, Request};
 use format::{
     ctl::{ReplicaReport, ToManager},
-    data::{DataMessage, Status},
+    data::{DataMessage, Status, UnitMeta},
     replica::ReplicaRecord,
 };
 use model::{
@@ -38,6 +39,9 @@ use self::record::{Pending, Then, encode, fits};
 
 /// Messages kept while a configuration is being adopted. A primary has far fewer in flight.
 const HELD_MAX: usize = 4 * model::limits::IN_FLIGHT_REQUESTS_MAX;
+
+/// A region as a source sent it.
+pub type Image = (Status, Vec<UnitMeta>, Bytes);
 
 /// What reaches a replica in an order that matters to its configuration.
 #[derive(Debug)]
@@ -122,7 +126,8 @@ impl Replica {
     /// Whether the manager should hear of it: not while it is being made, nor when its content
     /// does not count.
     pub fn is_reported(&self) -> bool {
-        self.created && !self.record.stale
+        let becomes_stale = self.pending.as_ref().is_some_and(|p| p.record.stale);
+        self.created && !self.record.stale && !becomes_stale
     }
 
     pub fn report(&self, allocated: ByteCount) -> ReplicaReport {
@@ -150,10 +155,19 @@ impl Replica {
         }
     }
 
-    pub fn mirror_mut(&mut self) -> Option<&mut Mirror> {
+    /// Whether it asked for the image of this token: a learner to be filled, or a primary for a
+    /// repair.
+    pub fn awaits(&self, token: u64) -> bool {
+        match &self.role {
+            Role::Mirror(mirror) => mirror.learner.knows(token),
+            Role::Primary(primary) => primary.knows_repair(token),
+        }
+    }
+
+    pub fn image(&mut self, turn: &mut Turn<'_>, token: u64, image: Image) {
         match &mut self.role {
-            Role::Mirror(mirror) => Some(mirror),
-            Role::Primary(_) => None,
+            Role::Mirror(mirror) => mirror.learner.received(turn, token, self.id, image),
+            Role::Primary(primary) => primary.repair_received(turn, token, image),
         }
     }
 
@@ -342,6 +356,7 @@ impl Replica {
             (Role::Primary(p), Op::Change(mod_seq)) => p.own_change_done(turn, mod_seq, outcome),
             (Role::Primary(p), Op::Guest(ticket)) => p.guest_done(turn, ticket, outcome),
             (Role::Primary(p), Op::OwnDigest(token)) => p.own_digest(turn, token, outcome),
+            (Role::Primary(p), Op::Repair(token)) => p.repair_installed(turn, token, outcome),
             (_, op) => unreachable!("a role ended before its request {op:?} did"),
         }
     }

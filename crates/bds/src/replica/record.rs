@@ -120,8 +120,9 @@ impl Replica {
                 if let Role::Primary(_) = self.role {
                     self.role = Role::Mirror(Mirror::default());
                 }
-                let mirror = self.mirror_mut().expect("it is one now");
-                mirror.follow(conn);
+                if let Role::Mirror(mirror) = &mut self.role {
+                    mirror.follow(conn);
+                }
                 self.links_changed = true;
             }
             Then::Lead => self.lead(turn),

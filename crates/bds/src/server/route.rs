@@ -8,7 +8,7 @@ use model::{
 
 use crate::{
     api::{Action, ConnId},
-    replica::{Input, Replica},
+    replica::Input,
     turn::{Wanted, refused_unknown},
 };
 
@@ -92,14 +92,10 @@ impl Server {
         };
         let here: Vec<ReplicaId> = self.here(group).map(|r| r.id).collect();
         if let DataMessage::RegionImage { token, status, units, data, .. } = message {
-            let knows = |r: &mut Replica| r.mirror_mut().is_some_and(|m| m.learner.knows(token));
-            let learner = here.into_iter().find(|id| self.replicas.get_mut(id).is_some_and(knows));
-            let Some(learner) = learner else { return };
-            return self.turn(now, learner, out, |replica, turn| {
-                let id = replica.id;
-                let mirror = replica.mirror_mut().expect("it knows the pull");
-                mirror.learner.received(turn, token, id, (status, units, data));
-            });
+            let image = (status, units, data);
+            let asked = |id: &ReplicaId| self.replicas.get(id).is_some_and(|r| r.awaits(token));
+            let Some(replica) = here.into_iter().find(asked) else { return };
+            return self.turn(now, replica, out, |replica, turn| replica.image(turn, token, image));
         }
         for replica in here {
             self.turn(now, replica, out, |replica, turn| {

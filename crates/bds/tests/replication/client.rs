@@ -151,6 +151,13 @@ impl World {
         }
     }
 
+    /// The connection to the primary breaks.
+    pub fn break_client_link(&mut self) {
+        if let Some(conn) = self.client.conn {
+            self.reset(conn);
+        }
+    }
+
     pub fn client_learns(&mut self, config: GroupConfig) {
         let client = &mut self.client;
         if client.config.as_ref().is_some_and(|c| c.epoch >= config.epoch) {
@@ -259,6 +266,7 @@ impl World {
                 "{request:?} was answered {status:?}"
             );
             request.sent = false;
+            self.client.open = false;
             return;
         }
         let request = self.client.pending.remove(&id.request).expect("looked up above");

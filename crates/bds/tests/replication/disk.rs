@@ -51,6 +51,20 @@ impl Disk {
         }
     }
 
+    /// Flips a byte of every page that holds exactly this; how many.
+    pub fn damage(&mut self, content: &[u8]) -> usize {
+        self.flush();
+        let mut damaged = 0;
+        for (page, held) in &mut self.current {
+            if held[..] == *content {
+                held[100] ^= 1;
+                self.stable.insert(*page, held.clone());
+                damaged += 1;
+            }
+        }
+        damaged
+    }
+
     /// The power fails: of what was not flushed, any blocks may have reached the medium.
     pub fn crash(&mut self, rng: &mut Rng) {
         for (offset, data) in std::mem::take(&mut self.cached) {

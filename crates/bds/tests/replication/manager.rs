@@ -47,6 +47,8 @@ pub struct Manager {
     primary_boot: Option<BootId>,
     boots: BTreeMap<ServerId, BootId>,
     up: BTreeSet<ServerId>,
+    /// What each server said it holds when it registered, and what was made since.
+    held: BTreeMap<ServerId, BTreeSet<ReplicaId>>,
     silent: BTreeMap<ReplicaId, u32>,
     said: Option<Instant>,
     pub learners_failed: u32,
@@ -94,6 +96,7 @@ impl Manager {
             primary_boot: None,
             boots: BTreeMap::new(),
             up: BTreeSet::new(),
+            held: BTreeMap::new(),
             silent: BTreeMap::new(),
             said: None,
             learners_failed: 0,
@@ -114,6 +117,12 @@ impl Manager {
         self.wanted_members = members;
         self.desired.truncate(members);
         self.config.members = self.desired.clone();
+    }
+
+    /// Whether the member's server is up and holds content that counts.
+    fn has(&self, member: &Member) -> bool {
+        let held = self.held.get(&member.server);
+        self.up.contains(&member.server) && held.is_some_and(|h| h.contains(&member.replica))
     }
 
     fn next(&self) -> GroupConfig {
@@ -260,7 +269,7 @@ impl World {
         }
         let mut candidates: Vec<Member> = manager.config.mirrors().cloned().collect();
         candidates.push(manager.config.primary().clone());
-        let chosen = candidates.into_iter().find(|m| manager.up.contains(&m.server));
+        let chosen = candidates.into_iter().find(|m| manager.has(m));
         let Some(chosen) = chosen else { return };
         let mut next = manager.next();
         next.members = vec![Member { role: Role::Primary, ..chosen }];
@@ -274,7 +283,8 @@ impl World {
         let manager = &mut self.manager;
         let dead = manager.config.mirrors().find(|m| {
             let reports = manager.silent.get(&m.replica).copied().unwrap_or(0);
-            reports > 0 && !manager.up.contains(&m.server) || reports >= 3
+            let lost = manager.up.contains(&m.server) && !manager.has(m);
+            lost || reports > 0 && !manager.up.contains(&m.server) || reports >= 3
         });
         if let Some(dead) = dead.map(|m| m.replica) {
             let next = without(&manager.config, dead);
@@ -322,8 +332,11 @@ impl World {
             ToManager::RegisterServer(register) => {
                 manager.boots.insert(server.clone(), register.boot);
                 manager.up.insert(server.clone());
+                let held = register.replicas.iter().map(|r| r.replica).collect();
+                manager.held.insert(server.clone(), held);
             }
             ToManager::ReplicaCreated { replica } => {
+                manager.held.entry(server.clone()).or_default().insert(replica);
                 manager.created.insert(replica);
                 manager.said = None;
             }
@@ -369,7 +382,10 @@ impl World {
                 }
                 let mut next = manager.next();
                 let member = next.members.iter_mut().find(|m| m.replica == learner);
-                member.expect("a learner is a member").role = Role::Mirror;
+                let member = member.expect("a learner is a member");
+                member.role = Role::Mirror;
+                let held = manager.held.entry(member.server.clone()).or_default();
+                held.insert(learner);
                 self.store(next);
             }
             ToManager::LearnerFailed { epoch, learner, .. } if epoch == current => {

@@ -25,7 +25,7 @@ fn any_server(world: &mut World) -> ServerId {
 /// One thing goes wrong, or changes.
 fn disturb(world: &mut World) {
     let (a, b) = (any_server(world), any_server(world));
-    match world.rng.below(16) {
+    match world.rng.below(18) {
         0..4 => {
             world.crash(&a);
             let after = world.rng.micros(2_000, 4_000_000);
@@ -54,6 +54,7 @@ fn disturb(world: &mut World) {
             }
         }
         11 => world.restart_client(),
+        16..18 => world.break_client_link(),
         12 => {
             if world.manager.step == Step::None {
                 let iops = 2_000 + 1_000 * world.rng.below(60) as u32;

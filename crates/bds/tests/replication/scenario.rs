@@ -10,7 +10,7 @@ use model::{
 };
 
 use crate::{
-    client::Ask,
+    client::{self, Ask},
     world::{SIZE, World, address_of, drive_name, replica_id, server_name},
 };
 
@@ -441,5 +441,66 @@ fn empty_space_and_a_replica_that_comes_back_cost_nearly_nothing() {
     world.run_until(SOON, "whole", |w| w.manager.is_whole());
     assert!(world.now.since(begun) < millis(300), "{:?}", world.now.since(begun));
     assert!(world.manager.filled_bytes_moved <= 64 << 10);
+    settle(&mut world);
+}
+
+#[test]
+fn a_broken_link_of_the_node_loses_and_repeats_nothing() {
+    for seed in 0..8 {
+        let mut world = started(seed, 2);
+        world.delay_us = 1_000;
+        world.client.depth = 24;
+        for _ in 0..40 {
+            let pause = world.rng.micros(1_000, 20_000);
+            world.run_for(pause);
+            world.break_client_link();
+        }
+        settle(&mut world);
+    }
+}
+
+#[test]
+fn a_damaged_journal_does_not_stop_the_group() {
+    let mut world = started(14, 2);
+    world.write_through(40, 60);
+    lose_power_and_damage(&mut world);
+    world.boot(&server_name(2));
+    world.boot(&server_name(1));
+    world.run_until(SOON, "failover", |w| w.manager.failovers > 0 && w.manager.is_whole());
+    world.read_through(40, 60);
+    settle(&mut world);
+}
+
+/// Server 1's drive damages block 50 and what was written with it, while all are down.
+fn lose_power_and_damage(world: &mut World) {
+    world.crash(&server_name(1));
+    world.crash(&server_name(2));
+    let value = world.client.expected().find(|&(block, _)| block == 50).expect("written");
+    let content = client::block_of(*value.1.first().expect("one value"));
+    let host = world.hosts.get_mut(&server_name(1)).expect("a host");
+    let damaged = host.disks.get_mut(&drive_name()).expect("a drive").damage(&content);
+    assert!(damaged >= 60, "{damaged} blocks damaged");
+}
+
+#[test]
+fn a_damaged_block_is_repaired_from_the_mirror() {
+    let mut world = started(14, 2);
+    world.write_through(40, 60);
+    // Until the engine has put everything in its place.
+    for round in 0..40 {
+        world.write_through(512 + round % 4 * 60, 60);
+    }
+    world.run_for(Duration::from_secs(2));
+    lose_power_and_damage(&mut world);
+    world.boot(&server_name(2));
+    world.boot(&server_name(1));
+    world.run_until(SOON, "failover", |w| w.manager.failovers > 0 && w.manager.is_whole());
+    if world.manager.config.primary().replica != replica_id(1) {
+        world.begin_hand_over(replica_id(1));
+        world.run_until(SOON, "hand over", |w| {
+            w.manager.config.primary().replica == replica_id(1) && w.manager.adopted
+        });
+    }
+    world.read_through(40, 60);
     settle(&mut world);
 }
