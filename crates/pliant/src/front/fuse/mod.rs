@@ -164,7 +164,8 @@ impl KernelDevices {
             if let Err(error) = unmount(&dir) {
                 tracing::warn!(dir = %dir.display(), %error, "cannot unmount");
             }
-            drop(session);
+            // Not dropped: it would unmount once more, and complain if the mount is still in use.
+            std::mem::forget(session);
             post(FuseEvent::ShutDown);
         };
         if let Err(error) = thread::Builder::new().name("unmount".to_owned()).spawn(unmounter) {
