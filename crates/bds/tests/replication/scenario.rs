@@ -349,6 +349,7 @@ fn a_mirror_that_promised_refuses_the_older_epoch_until_a_newer_one_heals_it() {
         world.run_for(millis(300));
         assert!(world.client.writes_acknowledged > written);
         settle(&mut world);
+        assert_eq!(world.manager.silent_reports, 0, "what it refused was sent again");
     }
 }
 
@@ -503,4 +504,34 @@ fn a_damaged_block_is_repaired_from_the_mirror() {
     }
     world.read_through(40, 60);
     settle(&mut world);
+}
+
+#[test]
+fn configurations_may_change_while_a_learner_is_filled() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, 3);
+        world.manager.want(2);
+        world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+        world.client.depth = 24;
+        world.run_for(millis(300));
+        world.delay_us = 4_000;
+        replace(&mut world, 2, 3);
+        world.run_until(SOON, "learner", |w| w.manager.config.learners().count() == 1);
+        for _ in 0..12 {
+            let pause = world.rng.micros(500, 12_000);
+            world.run_for(pause);
+            if world.manager.config.learners().count() == 0 {
+                break;
+            }
+            match world.rng.below(3) {
+                0 => world.break_link(&server_name(3), &server_name(2)),
+                1 => world.break_link(&server_name(1), &server_name(3)),
+                _ => world.change(|_| {}),
+            }
+        }
+        world.run_until(SOON, "whole", |w| w.manager.is_whole());
+        assert_eq!(world.manager.learners_failed, 0);
+        world.run_for(millis(100));
+        settle(&mut world);
+    }
 }
