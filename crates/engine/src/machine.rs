@@ -13,7 +13,7 @@ use crate::{
 
 /// Requests accepted at once. The caller bounds what it has in flight far below; this many means
 /// that it does not.
-const ACCEPTED_MAX: usize = 1 << 17;
+const ACCEPTED_MAX: usize = 1 << 20;
 
 /// How long after the last batch another one tells recovery that it was durable.
 pub(crate) const SEAL_AFTER: Duration = Duration::from_millis(100);
