@@ -87,10 +87,18 @@ class Service:
         )
 
     def pliant(self, *arguments, check=True):
-        """Runs the CLI with --json; returns what it printed."""
-        done = subprocess.run(
-            [BINARY, *arguments, "--json"], env=self.client_env(), capture_output=True, text=True, timeout=120
-        )
+        """Runs the CLI with --json; returns what it printed. Looking again is harmless, so a
+        question is put again while the manager is away; a command is not."""
+        deadline = time.monotonic() + 20
+        while True:
+            done = subprocess.run(
+                [BINARY, *map(str, arguments), "--json"], env=self.client_env(), capture_output=True, text=True,
+                timeout=120,
+            )  # fmt: skip
+            question = check and arguments[1] in ("show", "list")
+            if not (question and "cannot reach the service" in done.stderr and time.monotonic() < deadline):
+                break
+            time.sleep(0.02)
         if check and done.returncode != 0:
             raise AssertionError(f"pliant {' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return json.loads(done.stdout) if done.stdout.strip() else None
@@ -155,6 +163,15 @@ class Service:
             return {**volume, "replicas": here} if settled and not volume["degraded"] else None
 
         return wait_for(whole, limit, f"{volume_id} in sync")
+
+    def all_up(self, limit=30):
+        """Waits until every process is linked to the manager: whoever was killed is back."""
+
+        def up():
+            health = self.pliant("server", "list")["servers"] + self.pliant("node", "list")["nodes"]
+            return all(one["up"] for one in health)
+
+        wait_for(up, limit, "every server and node manager up")
 
     def replica(self, volume_id, role):
         return next((r for r in self.volume(volume_id)["replicas"] if r["role"] == role), None)

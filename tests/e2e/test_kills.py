@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from service import Load, Service, assert_clean, wait_for
+from service import ROOT, Load, Service, assert_clean, run, wait_for
 
 STEPS = ["reserve", "configure", "create", "fill", "admit", "switch", "drop", "free"]
 VICTIMS = ["manager", "primary", "mirror", "learner", "node"]
@@ -59,7 +59,10 @@ def loaded(own):
     volume = own.create(size=4, volume_type="io2", Iops=4000)
     attachment = own.attach(volume)
     uri = next(u for u in attachment["nbd_uris"] if u.startswith("nbd+unix"))
-    load = Load(uri, offset=0, length=256 << 20, workers=4, rate=400, read_percent=40)
+    # Something to move, so that a fill is under way for a while; the load works behind it.
+    run("fio", "--name=fill", "--ioengine=nbd", f"--uri={uri}", "--rw=write", "--bs=1m", "--iodepth=4", "--size=192m",
+        cwd=ROOT / "target")  # fmt: skip
+    load = Load(uri, offset=1 << 30, length=64 << 20, workers=4, rate=400, read_percent=40)
     yield volume, load
     report = load.stop()
     print(report)
@@ -70,6 +73,7 @@ def loaded(own):
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_kill_at_step(own, loaded, step, victim):
     volume, load = loaded
+    own.all_up()
     before = own.in_sync(volume)
     where = before["replicas"][0]["zone"]
     target = own.zone("b") if where == own.zone("a") else own.zone("a")
@@ -77,10 +81,17 @@ def test_kill_at_step(own, loaded, step, victim):
     killed = []
 
     def act():
-        killed.append(own.kill(name or victim_name(own, volume, victim, before)))
+        chosen = name or victim_name(own, volume, victim, before)
+        while not killed:
+            try:
+                killed.append(own.kill(chosen))
+            except ProcessLookupError:
+                pass  # it is being started again; its new pid is about to be written
 
     steps = Steps(own, volume, step, act)
-    own.modify(volume, zone=target)
+    # The manager may die before it answers; the request is durable all the same.
+    size = before["size_gib"] + 1
+    own.pliant("volume", "modify", volume, "--zone", target, "--size", size, check=victim != "manager")
     assert steps.hit.wait(60), f"step {step} was never reached: {own.volume(volume)['modification']}"
     ended = own.modified(volume, 90, states=("completed", "failed"))
     after = own.in_sync(volume)
@@ -94,10 +105,11 @@ def test_kill_at_step(own, loaded, step, victim):
 def test_space_of_every_old_replica_is_freed(own, loaded):
     """Only what the one volume needs is still promised anywhere."""
     volume, _ = loaded
-    own.in_sync(volume)
+    own.all_up()
+    size = own.in_sync(volume)["size_gib"]
 
     def only_ours():
         drives = [d for s in own.pliant("server", "list")["servers"] for d in s["drives"]]
-        return sum(d["promised_bytes"] for d in drives) == 2 * (4 << 30)
+        return sum(d["promised_bytes"] for d in drives) == 2 * (size << 30)
 
     wait_for(only_ours, 20, "the old replicas' space")
