@@ -259,8 +259,8 @@ fn a_new_attachment_fences_the_old_one() {
     let mut world = started(6, 2);
     world.client.depth = 8;
     world.run_for(millis(100));
+    world.quiesce();
     world.client.fenced = true;
-    world.client.depth = 0;
     let old = world.client.config.clone().expect("attached");
     world.change(|config| config.attach_generation = AttachGeneration::from_raw(2));
     world.run_until(SOON, "adopted", |w| w.manager.adopted);
@@ -533,5 +533,60 @@ fn configurations_may_change_while_a_learner_is_filled() {
         assert_eq!(world.manager.learners_failed, 0);
         world.run_for(millis(100));
         settle(&mut world);
+    }
+}
+
+#[test]
+fn messages_of_strangers_change_nothing() {
+    let mut world = started(15, 2);
+    world.client.depth = 12;
+    for round in 0..1_500 {
+        world.run_for(Duration::from_micros(100));
+        let message = stranger(&mut world);
+        let to = server_name(1 + round % 2);
+        let conn = bds::api::ConnId(1_000_000 + world.rng.below(3));
+        world.feed(&to, bds::api::Event::MessageReceived { conn, message });
+    }
+    settle(&mut world);
+    assert_eq!(world.manager.failovers, 0);
+}
+
+/// Anything that decodes, from somebody who has no part in the group.
+fn stranger(world: &mut World) -> format::data::DataMessage {
+    use format::data::{Change, DataMessage, DigestQuery, FillRegion, Replicate, RequestId};
+    let rng = &mut world.rng;
+    let group =
+        if rng.chance(90) { crate::world::group() } else { model::id::GroupId::from_raw(8) };
+    let replica = replica_id(1 + rng.below(4));
+    let epoch = model::epoch::Epoch::new(rng.below(4)).expect("small");
+    let mod_seq = model::epoch::ModSeq::from_raw(rng.next());
+    let id = RequestId { session: rng.next(), request: rng.below(50) };
+    let token = rng.below(500);
+    let offset = rng.below(SIZE / 4096 + 40) * 4096;
+    let length = (1 + rng.below(256)) as u32 * 4096;
+    let change = Change::Zero { length };
+    match rng.below(9) {
+        0 => DataMessage::Read { group, epoch, id, offset, length },
+        1 => DataMessage::Change { group, epoch, id, offset, change },
+        2 => DataMessage::QueryAllocated { group, epoch, id, offset, length },
+        3 => DataMessage::OpenSession { group, epoch, attach: AttachGeneration::from_raw(0), id },
+        4 => DataMessage::Replicate(Replicate { group, replica, epoch, mod_seq, offset, change }),
+        5 => DataMessage::QueryDigest(DigestQuery { group, replica, epoch, token, offset, length }),
+        6 => DataMessage::FillRegion(FillRegion {
+            group,
+            replica,
+            epoch,
+            token,
+            offset,
+            length,
+            source: replica_id(1),
+            source_server: server_name(1),
+            source_address: address_of(1),
+        }),
+        7 => {
+            let have = Vec::new();
+            DataMessage::PullRegion { group, epoch, replica, token, offset, length, have }
+        }
+        _ => DataMessage::ReplicateAck { group, replica, mod_seq },
     }
 }
