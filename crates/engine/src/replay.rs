@@ -1,6 +1,6 @@
 //! What the journal says after a crash, applied to the pages that were found.
 //!
-//! Decides: how records rebuild table and overlay, which payload a batch needs on the drive, and
+//! Decides: how records restore table and overlay, which payload a batch needs on the drive, and
 //! which replicas may have lost something.
 //! Does not: read the drive, or decide whether a batch counts (`open`).
 //! Invariant: the overlay follows from the journal alone, the table from each page and the records

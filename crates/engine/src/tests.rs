@@ -3,4 +3,5 @@
 mod cases;
 mod crash;
 mod damage;
+mod order;
 mod sim;

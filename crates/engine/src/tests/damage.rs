@@ -314,3 +314,27 @@ fn slots_of_a_removed_replica_may_be_written_before_the_batch_that_placed_them_i
     create(&mut again, 3);
     let _ = late;
 }
+
+#[test]
+fn after_damage_the_journal_can_be_emptied_before_anything_is_written() {
+    let mut bench = bench(MEDIA);
+    for round in 0..14 {
+        write(&mut bench, round + 1, round * 65536, content(round, 15));
+    }
+    // A cycle takes the older part of the journal, and pages as of its end.
+    bench.engine.want_cycle();
+    bench.idle();
+    let used = bench.engine.usage().journal_bytes_used;
+    assert!(used > 4 * 65536, "{used} bytes are left in the journal");
+    let bytes = [0, 4096].map(|at| bench.drive.seen.read(at, 4096));
+    let found = bytes.iter().map(|b| format::disk::Superblock::decode(b).expect("whole"));
+    let tail = found.max_by_key(|s| s.sequence).expect("two").tail;
+    let second = layout(MEDIA).journal_offset + tail + 65536;
+    bench.drive.seen.rot(second + 30);
+    let (mut bench, opened) = reopen(&bench.drive.seen);
+    assert!(opened[0].stale);
+    assert!(bench.engine.usage().journal_bytes_used > 0);
+    bench.cycle();
+    write(&mut bench, 90, 0, content(90, 15));
+    assert!(read(&mut bench, 0, 61440) == content(90, 15));
+}

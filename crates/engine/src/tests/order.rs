@@ -1,0 +1,112 @@
+//! Orders of events that random histories seldom meet.
+
+use format::data::Change;
+use model::{id::ReplicaId, units::ByteCount, volume::Media};
+
+use super::{
+    cases::{bench, content, crcs, read, replica, seq, write, zero},
+    sim::{Bench, Image, geometry},
+};
+use crate::api::{Action, Event, Outcome, Request};
+
+/// A replica on a drive with few slots, all of them used.
+fn full() -> (Bench, u64) {
+    let mut bench = Bench::open(geometry(Media::Hdd, 12 << 20), Image::default());
+    let size = ByteCount::new(64 << 20);
+    let request = Request::CreateReplica { replica: replica(), size, meta: "".into() };
+    assert_eq!(bench.ask(request), Ok(Outcome::Done));
+    let slots = bench.engine.usage().slots_total;
+    for slot in 0..slots {
+        write(&mut bench, 1, slot << 20, content(slot, 256));
+    }
+    bench.cycle();
+    (bench, slots)
+}
+
+fn whole(at: u64, tag: u64) -> Request {
+    let data = content(tag, 256);
+    let change = Change::Write { crcs: crcs(&data), data };
+    Request::Change { replica: replica(), mod_seq: seq(tag), offset: at << 20, change }
+}
+
+/// Where the action at `index` writes, unless it is durable.
+fn lazy_write(bench: &Bench, index: usize) -> Option<u64> {
+    match bench.under_way.get(index).map(|(_, action)| action) {
+        Some(&Action::WriteDrive { offset, durable: false, .. }) => Some(offset),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_slot_is_not_used_again_while_a_home_write_to_it_is_under_way() {
+    let (mut bench, slots) = full();
+    write(&mut bench, 2, 4096, content(90, 1));
+    bench.engine.want_cycle();
+    bench.event(Event::TimeReached);
+    let home = lazy_write(&bench, 0).expect("the home write");
+    // It is held, while its slot is freed and somebody waits for one.
+    let held = bench.under_way.pop_front().expect("found above");
+    zero(&mut bench, 3, 0, 1 << 20);
+    let waiting = bench.request(whole(slots, 91));
+    bench.run();
+    assert_eq!(bench.outcome(waiting), None, "no slot is free");
+    bench.under_way.push_front(held);
+    bench.run();
+    assert_eq!(bench.outcome(waiting), Some(Ok(Outcome::Done)));
+    assert!(read(&mut bench, slots << 20, 1 << 20) == content(91, 256), "{home}");
+}
+
+#[test]
+fn a_slot_is_not_used_again_before_it_is_durably_free() {
+    let (mut bench, slots) = full();
+    write(&mut bench, 2, 4096, content(90, 1));
+    bench.engine.want_cycle();
+    bench.event(Event::TimeReached);
+    assert!(lazy_write(&bench, 0).is_some(), "the home write");
+    let change = Change::Zero { length: 1 << 20 };
+    let (mod_seq, offset) = (seq(3), 1 << 20);
+    let zeroed = bench.request(Request::Change { replica: replica(), mod_seq, offset, change });
+    // The home write completes while the batch that frees a slot is under way.
+    bench.step(0);
+    let late = bench.request(whole(slots, 91));
+    assert_eq!(bench.outcome(zeroed), None);
+    let writes = (0..bench.under_way.len()).filter_map(|index| lazy_write(&bench, index)).count();
+    let pages = 1;
+    assert!(writes <= pages, "the payload waits for the slot");
+    bench.run();
+    assert_eq!(bench.outcome(zeroed), Some(Ok(Outcome::Done)));
+    assert_eq!(bench.outcome(late), Some(Ok(Outcome::Done)));
+}
+
+#[test]
+fn a_repeated_change_does_not_take_mod_seq_back() {
+    for media in [Media::Ssd, Media::Hdd] {
+        let mut bench = bench(media);
+        let mod_seq = |bench: &mut Bench| {
+            let request = Request::Describe { replica: replica(), offset: 0, length: 1 << 20 };
+            let Ok(Outcome::Described { units }) = bench.ask(request) else { panic!("describe") };
+            units.iter().map(|unit| unit.mod_seq.raw()).max().expect("a unit")
+        };
+        write(&mut bench, 5, 0, content(1, 1));
+        write(&mut bench, 7, 4096, content(2, 1));
+        write(&mut bench, 5, 0, content(1, 1));
+        assert_eq!(mod_seq(&mut bench), 7);
+        write(&mut bench, 9, 0, content(3, 256));
+        write(&mut bench, 8, 0, content(3, 256));
+        assert_eq!(mod_seq(&mut bench), 9);
+        zero(&mut bench, 4, 0, 8192);
+        assert_eq!(mod_seq(&mut bench), 9);
+    }
+}
+
+#[test]
+fn requests_that_come_before_the_drive_is_open_are_answered_after_it() {
+    let mut bench = Bench::start(geometry(Media::Ssd, 24 << 20), Image::default());
+    let size = ByteCount::new(1 << 20);
+    let id = ReplicaId::from_raw(3);
+    let early = bench.request(Request::CreateReplica { replica: id, size, meta: "".into() });
+    assert_eq!(bench.opened, None);
+    bench.run();
+    assert_eq!(bench.opened, Some(vec![]));
+    assert_eq!(bench.outcome(early), Some(Ok(Outcome::Done)));
+}
