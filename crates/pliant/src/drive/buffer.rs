@@ -14,6 +14,7 @@ use model::units::BLOCK_BYTES;
 pub(super) const ALIGN: usize = BLOCK_BYTES as usize;
 
 /// Block-aligned memory, of which the first `filled` bytes have been written.
+#[derive(Debug)]
 pub(super) struct AlignedBuffer {
     start: NonNull<u8>,
     layout: Layout,

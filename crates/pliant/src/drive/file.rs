@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, IoSlice, Seek, SeekFrom},
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, RawFd},
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     },
     path::Path,
@@ -56,6 +56,11 @@ impl DriveFile {
 
     pub(super) fn is_direct(&self) -> bool {
         self.direct
+    }
+
+    /// The file, for transfers that are whole blocks from and to aligned memory.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Exactly `length` bytes, in memory that is not copied again.
@@ -189,12 +194,12 @@ impl DriveFile {
 }
 
 /// One thread's memory for unaligned writes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Bounce(Option<AlignedBuffer>);
 
 impl Bounce {
     /// Empty, whatever an earlier failure left in it.
-    fn buffer(&mut self) -> &mut AlignedBuffer {
+    pub(super) fn buffer(&mut self) -> &mut AlignedBuffer {
         let buffer = self.0.get_or_insert_with(|| AlignedBuffer::new(BOUNCE_BYTES));
         buffer.truncate(0);
         buffer

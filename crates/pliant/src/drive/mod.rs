@@ -9,11 +9,14 @@
 //! - After a failed `fdatasync` no write is ever called durable again: the kernel may have
 //!   forgotten what it could not write.
 
+mod aio;
+mod batch;
 mod buffer;
 mod elevator;
 mod emulated;
 mod file;
 mod portable;
+mod queue;
 
 #[cfg(test)]
 mod tests;

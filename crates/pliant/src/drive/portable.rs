@@ -4,12 +4,9 @@
 //! group that waits; the first to find nobody syncing syncs for the group, and goes on until no
 //! group waits. So a group holds only writes that completed before its `fdatasync` began.
 //!
-//! Writes that need not be durable yet are mostly an engine's work in the background: they step
-//! back behind reads and durable writes, and a thread takes several small ones at a time and
-//! answers them at once, because a wake-up costs more than such a write.
+//! Where the file bypasses the page cache, what waits is handed to the kernel in batches (`aio`).
 
 use std::{
-    collections::VecDeque,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -18,15 +15,20 @@ use std::{
 use engine::api::DriveError;
 
 use super::{
-    Completion, Driver, OpenError, Request, Sink, drive_error,
+    Completion, Driver, OpenError, Request, Sink,
+    aio::{Aio, DEPTH},
+    batch::Hands,
+    drive_error,
     file::{Bounce, DriveFile},
+    queue::{Bite, Queue, Task},
 };
 
-/// Lazy writes that a thread takes at once: so many, as long as they are no more bytes than this.
-const LAZY_REQUESTS_MAX: usize = 8;
-const LAZY_BYTES_MAX: u64 = 64 << 10;
-/// Lazy writes wait for no more urgent requests than this.
-const PASSED_MAX: usize = 4;
+/// Bites with and without batched transfers. Without, a thread takes one read at a time, so that
+/// others can take the next, but still answers several small writes at once.
+const BATCHED: (Bite, Bite) =
+    (Bite { requests: 16, bytes: 1 << 20 }, Bite { requests: DEPTH, bytes: 256 << 10 });
+const SINGLE: (Bite, Bite) =
+    (Bite { requests: 1, bytes: 1 << 20 }, Bite { requests: 8, bytes: 64 << 10 });
 
 #[derive(Debug, Clone)]
 pub struct PortableOptions {
@@ -47,32 +49,11 @@ pub struct Portable {
 #[derive(Debug)]
 struct Shared {
     file: DriveFile,
+    batched: bool,
     sink: Sink,
     queue: Mutex<Queue>,
     work: Condvar,
     group: Mutex<SyncGroup>,
-}
-
-/// Bounded by what the engine has under way.
-#[derive(Debug)]
-struct Queue {
-    urgent: VecDeque<Request>,
-    /// Writes that need not be durable yet.
-    lazy: VecDeque<Request>,
-    /// Threads that carry out lazy writes, and how many may.
-    lazy_threads: usize,
-    lazy_threads_max: usize,
-    /// Urgent requests that went before the lazy ones that wait.
-    passed: usize,
-    idle: usize,
-    closed: bool,
-}
-
-/// What a thread does next.
-#[derive(Debug)]
-enum Task {
-    One(Request),
-    Lazy(Vec<Request>),
 }
 
 #[derive(Debug, Default)]
@@ -86,19 +67,26 @@ struct SyncGroup {
 impl Portable {
     pub fn open(options: &PortableOptions, sink: Sink) -> Result<Self, OpenError> {
         let file = DriveFile::open(&options.path, options.bytes, options.direct)?;
+        let count = options.threads.max(1);
+        let hands = hands(count, file.is_direct());
+        let batched = hands.iter().all(|hands| hands.aio.is_some());
+        let (reads, lazy_writes) = if batched { BATCHED } else { SINGLE };
+        // One thread has a whole batch with the kernel; meanwhile the next batch gathers.
+        let lazy_threads_max = if batched { 1 } else { (count / 2).max(1) };
         let shared = Arc::new(Shared {
             file,
+            batched,
             sink,
-            queue: Mutex::new(Queue::new((options.threads / 2).max(1))),
+            queue: Mutex::new(Queue::new(reads, lazy_writes, lazy_threads_max)),
             work: Condvar::new(),
             group: Mutex::default(),
         });
         let mut driver = Self { shared, bytes: options.bytes, threads: Vec::new() };
-        for number in 0..options.threads.max(1) {
+        for (number, hands) in hands.into_iter().enumerate() {
             let shared = Arc::clone(&driver.shared);
             let spawned = thread::Builder::new()
                 .name(format!("drive-{number}"))
-                .spawn(move || shared.serve());
+                .spawn(move || shared.serve(hands));
             match spawned {
                 Ok(thread) => driver.threads.push(thread),
                 Err(source) => return Err(OpenError::Io { path: options.path.clone(), source }),
@@ -106,6 +94,14 @@ impl Portable {
         }
         Ok(driver)
     }
+}
+
+fn hands(count: usize, direct: bool) -> Vec<Hands> {
+    let make = |_| {
+        let aio = if direct { Aio::new().ok() } else { None };
+        Hands { bounce: Bounce::default(), aio }
+    };
+    (0..count).map(make).collect()
 }
 
 impl Driver for Portable {
@@ -122,7 +118,8 @@ impl Driver for Portable {
 
     fn description(&self) -> String {
         let cache = if self.shared.file.is_direct() { "O_DIRECT" } else { "buffered" };
-        format!("portable, {} threads, {cache}", self.threads.len())
+        let batched = if self.shared.batched { ", batched" } else { "" };
+        format!("portable, {} threads, {cache}{batched}", self.threads.len())
     }
 }
 
@@ -149,15 +146,16 @@ impl Shared {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn serve(&self) {
-        let mut bounce = Bounce::default();
+    fn serve(&self, mut hands: Hands) {
         while let Some(task) = self.next_task() {
             match task {
-                Task::One(request) => self.carry_out(request, &mut bounce),
+                Task::Durable(request) => self.make_durable(request, &mut hands.bounce),
+                Task::Read(requests) => {
+                    hands.read(&self.file, &requests, |done| self.sink.deliver(done));
+                }
                 Task::Lazy(requests) => {
-                    let written = requests.into_iter().map(|r| self.write_lazily(r, &mut bounce));
-                    self.sink.deliver(written.collect());
-                    self.lock_queue().lazy_threads -= 1;
+                    self.sink.deliver(hands.write(&self.file, requests));
+                    self.lock_queue().lazy_done();
                 }
             }
         }
@@ -179,20 +177,8 @@ impl Shared {
         }
     }
 
-    fn write_lazily(&self, request: Request, bounce: &mut Bounce) -> Completion {
-        let Request::Write { token, offset, data, durable: false } = request else {
-            unreachable!("only such writes are queued as lazy")
-        };
-        let result = self.file.write(offset, data, bounce).map_err(|e| drive_error(&e));
-        Completion::Written { token, result }
-    }
-
-    fn carry_out(&self, request: Request, bounce: &mut Bounce) {
+    fn make_durable(&self, request: Request, bounce: &mut Bounce) {
         match request {
-            Request::Read { token, offset, length } => {
-                let result = self.file.read(offset, length).map_err(|e| drive_error(&e));
-                self.sink.deliver(vec![Completion::Read { token, result }]);
-            }
             Request::Write { token, offset, data, .. } => {
                 match self.file.write(offset, data, bounce).map_err(|e| drive_error(&e)) {
                     Ok(()) => self.sync(Completion::Written { token, result: Ok(()) }),
@@ -202,6 +188,7 @@ impl Shared {
                 }
             }
             Request::Flush { token } => self.sync(Completion::Flushed { token, result: Ok(()) }),
+            Request::Read { .. } => unreachable!("reads are tasks of their own"),
         }
     }
 
@@ -232,60 +219,6 @@ impl Shared {
     }
 }
 
-impl Queue {
-    fn new(lazy_threads_max: usize) -> Self {
-        Self {
-            urgent: VecDeque::new(),
-            lazy: VecDeque::new(),
-            lazy_threads: 0,
-            lazy_threads_max,
-            passed: 0,
-            idle: 0,
-            closed: false,
-        }
-    }
-
-    fn push(&mut self, request: Request) {
-        match request {
-            Request::Write { durable: false, .. } => self.lazy.push_back(request),
-            _ => self.urgent.push_back(request),
-        }
-    }
-
-    /// Tasks that threads could begin now.
-    fn tasks(&self) -> usize {
-        let lazy = self.lazy.len().div_ceil(LAZY_REQUESTS_MAX);
-        self.urgent.len() + lazy.min(self.lazy_threads_max - self.lazy_threads)
-    }
-
-    fn pop(&mut self) -> Option<Task> {
-        let lazy = !self.lazy.is_empty() && self.lazy_threads < self.lazy_threads_max;
-        if lazy && (self.urgent.is_empty() || self.passed >= PASSED_MAX) {
-            self.passed = 0;
-            self.lazy_threads += 1;
-            return Some(Task::Lazy(self.pop_lazy()));
-        }
-        let urgent = self.urgent.pop_front()?;
-        self.passed += usize::from(lazy);
-        Some(Task::One(urgent))
-    }
-
-    fn pop_lazy(&mut self) -> Vec<Request> {
-        let mut taken = Vec::new();
-        let mut bytes = 0;
-        while let Some(next) = self.lazy.front()
-            && taken.len() < LAZY_REQUESTS_MAX
-        {
-            bytes += next.extent().expect("a write moves bytes").1;
-            if bytes > LAZY_BYTES_MAX && !taken.is_empty() {
-                break;
-            }
-            taken.extend(self.lazy.pop_front());
-        }
-        taken
-    }
-}
-
 impl Completion {
     fn fail(&mut self, error: &DriveError) {
         match self {
@@ -305,48 +238,6 @@ mod tests {
     use engine::api::IoToken;
 
     use super::*;
-
-    fn lazy(token: u64, blocks: usize) -> Request {
-        let data = vec![Bytes::from(vec![0; blocks * 4096])];
-        Request::Write { token: IoToken(token), offset: 0, data, durable: false }
-    }
-
-    fn urgent(token: u64) -> Request {
-        Request::Read { token: IoToken(token), offset: 0, length: 4096 }
-    }
-
-    /// `Some(0)`: one urgent request; `Some(n)`: n lazy ones.
-    fn pop(queue: &mut Queue) -> Option<usize> {
-        queue.pop().map(|task| match task {
-            Task::One(_) => 0,
-            Task::Lazy(requests) => requests.len(),
-        })
-    }
-
-    #[test]
-    fn lazy_writes_step_back_but_are_never_starved() {
-        let mut queue = Queue::new(1);
-        (0..20).for_each(|token| queue.push(lazy(token, 1)));
-        (20..30).for_each(|token| queue.push(urgent(token)));
-        assert_eq!(queue.tasks(), 11);
-        let order: Vec<_> = (0..5).map(|_| pop(&mut queue)).collect();
-        assert_eq!(order, [Some(0), Some(0), Some(0), Some(0), Some(8)]);
-        // One thread may be lazy, and it is busy.
-        let rest: Vec<_> = (0..7).map(|_| pop(&mut queue)).collect();
-        assert_eq!(rest, [Some(0), Some(0), Some(0), Some(0), Some(0), Some(0), None]);
-        queue.lazy_threads -= 1;
-        assert_eq!(pop(&mut queue), Some(8));
-    }
-
-    #[test]
-    fn large_lazy_writes_are_taken_one_by_one() {
-        let mut queue = Queue::new(4);
-        for (token, blocks) in [(0, 64), (1, 16), (2, 8), (3, 8), (4, 1)] {
-            queue.push(lazy(token, blocks));
-        }
-        let order: Vec<_> = (0..5).map(|_| pop(&mut queue)).collect();
-        assert_eq!(order, [Some(1), Some(1), Some(2), Some(1), None]);
-    }
 
     #[test]
     fn after_a_failed_fdatasync_nothing_is_called_durable_again() {
