@@ -20,17 +20,17 @@ pub mod live;
 pub mod machine;
 pub mod membership;
 pub mod modification;
+mod native;
 pub mod parameters;
 pub mod placement;
 pub mod random;
 pub mod reconcile;
 pub mod replacing;
-mod native;
 pub mod router;
 mod sigv4;
 pub mod state;
-pub mod tags;
 mod sts;
+pub mod tags;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use model::{
     epoch::AttachGeneration,
     group::GroupConfig,
-    id::{AccountId, BootId, DriveId, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId, Zone},
+    id::{
+        AccountId, BootId, DriveId, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId,
+        Zone,
+    },
     state::{AttachmentState, ModificationState, VolumeState},
     time::WallTime,
     units::{Gib, Rate},

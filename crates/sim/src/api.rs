@@ -22,8 +22,10 @@ pub fn request(method: &str, path: &str, body: Option<&Value>, wall: WallTime) -
         "{method}\n{path}\n\nhost:sim\nx-amz-date:{stamp}\n\nhost;x-amz-date\n{}",
         hex(&Sha256::digest(&body))
     );
-    let to_sign =
-        format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}", hex(&Sha256::digest(canonical.as_bytes())));
+    let to_sign = format!(
+        "AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}",
+        hex(&Sha256::digest(canonical.as_bytes()))
+    );
     let mut key = mac(format!("AWS4{SECRET}").as_bytes(), day);
     for part in [REGION, SERVICE, "aws4_request"] {
         key = mac(&key, part);

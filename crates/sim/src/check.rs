@@ -45,7 +45,8 @@ pub struct Wrong {
 
 impl Registers {
     pub fn begin_write(&mut self, block: u64, content: u64, now: Instant) {
-        let initial = Written { content: 0, began: Instant::ZERO, answered: Some(Instant::ZERO), seen: None };
+        let initial =
+            Written { content: 0, began: Instant::ZERO, answered: Some(Instant::ZERO), seen: None };
         let history = self.blocks.entry(block).or_insert_with(|| vec![initial]);
         history.push(Written { content, began: now, answered: None, seen: None });
     }
@@ -88,7 +89,8 @@ impl Registers {
             return Err(Wrong { block, found, why });
         };
         let later = history.iter().find(|w| {
-            seen.effective().is_some_and(|a| w.began > a) && w.effective().is_some_and(|a| a < began)
+            seen.effective().is_some_and(|a| w.began > a)
+                && w.effective().is_some_and(|a| a < began)
         });
         if let Some(later) = later {
             let why = format!("overwritten by {} before the read began", later.content);

@@ -115,6 +115,9 @@ impl Network {
 
     /// Which process wants the inbound connection `conn` of `to`.
     pub fn by_conn(&self, to: &Process, conn: ConnId) -> Option<Process> {
-        self.links.iter().find(|(k, l)| k.1 == *to && l.conn == conn && l.up).map(|(k, _)| k.0.clone())
+        self.links
+            .iter()
+            .find(|(k, l)| k.1 == *to && l.conn == conn && l.up)
+            .map(|(k, _)| k.0.clone())
     }
 }

@@ -27,7 +27,8 @@ struct Scratch {
 impl Reader {
     pub fn open(geometry: Geometry, drive: &Drive) -> Result<Self, String> {
         let length = u32::try_from(geometry.drive_bytes).map_err(|e| e.to_string())?;
-        let scratch = Scratch { below: drive.read(0, length), above: std::collections::BTreeMap::new() };
+        let scratch =
+            Scratch { below: drive.read(0, length), above: std::collections::BTreeMap::new() };
         let mut actions = Vec::new();
         let engine =
             Engine::open(geometry, 1, Instant::ZERO, &mut actions).map_err(|e| e.to_string())?;

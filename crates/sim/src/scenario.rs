@@ -253,7 +253,11 @@ impl Run {
 
     fn check_read(&mut self, pending: &Pending, data: &Bytes) -> Result<(), String> {
         if data.len() as u64 != pending.count * BLOCK {
-            return Err(format!("a read of {} blocks returned {} bytes", pending.count, data.len()));
+            return Err(format!(
+                "a read of {} blocks returned {} bytes",
+                pending.count,
+                data.len()
+            ));
         }
         let now = self.world.now;
         for (block, content) in (pending.first..).zip(data.chunks_exact(4096)) {
@@ -307,7 +311,9 @@ impl Run {
                 self.zone = 1 - self.zone;
                 json!({"zone": ZONES[self.zone]})
             }
-            1 => json!({"volume_type": if self.world.random.chance(50) { "standard" } else { "gp3" }}),
+            1 => {
+                json!({"volume_type": if self.world.random.chance(50) { "standard" } else { "gp3" }})
+            }
             2 => {
                 self.size_gib += 1;
                 json!({"size_gib": self.size_gib})
@@ -362,7 +368,8 @@ impl Run {
             let token = GuestToken(self.next_token);
             self.next_token += 1;
             let began = self.world.now;
-            self.pending.insert(token, Pending { first, count: 1, contents: vec![], began, write: false });
+            self.pending
+                .insert(token, Pending { first, count: 1, contents: vec![], began, write: false });
             let request = GuestRequest::Read { offset: first * BLOCK, length: 4096 };
             let node = self.node.clone();
             self.world.guest(&node, self.volume, token, request);
@@ -383,11 +390,13 @@ impl Run {
         for member in group.config.in_sync() {
             self.world.kill(&Process::Server(member.server.clone()), true);
             let params = self.world.server_params(&member.server);
-            let drive = params.drives.iter().find(|d| d.drive == member.drive).ok_or("no such drive")?;
+            let drive =
+                params.drives.iter().find(|d| d.drive == member.drive).ok_or("no such drive")?;
             let disk = self.world.drive(&member.server, &member.drive);
             let mut reader = crate::reader::Reader::open(drive.geometry, disk)?;
             let blocks = (0..64).chain((0..3).map(|n| 256 * n + 1_024));
-            let read = blocks.map(|b| reader.read(member.replica, b * BLOCK)).collect::<Result<_, _>>()?;
+            let read =
+                blocks.map(|b| reader.read(member.replica, b * BLOCK)).collect::<Result<_, _>>()?;
             contents.push((member.replica, read));
         }
         let [(first, one), (second, two)] = &contents[..] else {
@@ -437,7 +446,12 @@ impl Run {
         self.call_full(method, path, body).and_then(Result::ok)
     }
 
-    fn must_call(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    fn must_call(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, String> {
         self.call_full(method, path, body).unwrap_or_else(|| Err(format!("{path}: no answer")))
     }
 
@@ -452,8 +466,13 @@ impl Run {
         loop {
             if let Some(response) = self.world.http.remove(&call) {
                 let text = String::from_utf8_lossy(&response.body).into_owned();
-                let parsed = serde_json::from_str(&text).map_err(|e| format!("{path}: {e}: {text}"));
-                return Some(if response.status < 300 { parsed } else { Err(format!("{path}: {text}")) });
+                let parsed =
+                    serde_json::from_str(&text).map_err(|e| format!("{path}: {e}: {text}"));
+                return Some(if response.status < 300 {
+                    parsed
+                } else {
+                    Err(format!("{path}: {text}"))
+                });
             }
             if !self.world.step(limit) {
                 return None;
@@ -494,7 +513,12 @@ fn manager_params() -> ManagerParams {
 fn server_params() -> Vec<ServerParams> {
     let drive = |name: &str, media: Media| DriveParams {
         drive: name.parse().expect("a name"),
-        geometry: Geometry { media, drive_bytes: 256 << 20, journal_bytes: 4 << 20, replicas_max: 32 },
+        geometry: Geometry {
+            media,
+            drive_bytes: 256 << 20,
+            journal_bytes: 4 << 20,
+            replicas_max: 32,
+        },
         capacity: ByteCount::new(100 << 30),
         rate: Rate { iops: Iops::new(50_000), throughput: MibPerSec::new(2_000) },
         media,
@@ -505,7 +529,9 @@ fn server_params() -> Vec<ServerParams> {
             let letter = if n < 3 { 'a' } else { 'b' };
             ServerParams {
                 cluster: CLUSTER.to_owned(),
-                server: format!("server-{letter}-{}", n % 3 + 1).parse::<ServerId>().expect("a name"),
+                server: format!("server-{letter}-{}", n % 3 + 1)
+                    .parse::<ServerId>()
+                    .expect("a name"),
                 boot: BootId::from_raw(0),
                 zone: zone(usize::from(n / 3)),
                 address: SocketAddr::from(([127, 0, 0, 1], 7_000 + n)),

@@ -1,6 +1,6 @@
 //! The event loop: processes, links, drives and the metadata store in virtual time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bds::api as bds_api;
@@ -25,6 +25,8 @@ use model::{
 use node::api as node_api;
 use node::api::{GuestReply, GuestRequest, GuestToken};
 
+mod machines;
+
 use crate::{
     drive::Drive,
     network::{Life, Network, Process},
@@ -37,17 +39,65 @@ const WALL_START_MS: u64 = 1_790_000_000_000;
 /// What may happen at a moment. `life` drops what was meant for an earlier run of a process.
 #[derive(Debug)]
 enum Happening {
-    Wake { process: Process, life: u64 },
-    Dialled { from: Process, to: Process, life: Life },
-    Data { from: Process, to: Process, life: Life, outward: bool, wire: Bytes },
-    ToManager { from: Process, life: Life, message: ToManager },
-    FromManager { to: Process, life: Life, message: FromManager },
-    DriveRead { server: ServerId, life: u64, drive: DriveName, token: IoToken, data: Bytes },
-    DriveWritten { server: ServerId, life: u64, drive: DriveName, token: IoToken, ticket: u64, durable: bool },
-    DriveFlushed { server: ServerId, life: u64, drive: DriveName, token: IoToken },
-    Committed { life: u64, commit: u64 },
-    Export { node: NodeId, life: u64, event: node_api::Event },
-    Start { process: Process },
+    Wake {
+        process: Process,
+        life: u64,
+    },
+    Dialled {
+        from: Process,
+        to: Process,
+        life: Life,
+    },
+    Data {
+        from: Process,
+        to: Process,
+        life: Life,
+        outward: bool,
+        wire: Bytes,
+    },
+    ToManager {
+        from: Process,
+        life: Life,
+        message: ToManager,
+    },
+    FromManager {
+        to: Process,
+        life: Life,
+        message: FromManager,
+    },
+    DriveRead {
+        server: ServerId,
+        life: u64,
+        drive: DriveName,
+        token: IoToken,
+        data: Bytes,
+    },
+    DriveWritten {
+        server: ServerId,
+        life: u64,
+        drive: DriveName,
+        token: IoToken,
+        ticket: u64,
+        durable: bool,
+    },
+    DriveFlushed {
+        server: ServerId,
+        life: u64,
+        drive: DriveName,
+        token: IoToken,
+    },
+    Committed {
+        life: u64,
+        commit: u64,
+    },
+    Export {
+        node: NodeId,
+        life: u64,
+        event: node_api::Event,
+    },
+    Start {
+        process: Process,
+    },
 }
 
 #[derive(Debug)]
@@ -119,12 +169,16 @@ impl World {
             pending: None,
         };
         let server = |params: bds_api::ServerParams| {
-            let drives = params.drives.iter().map(|d| (d.drive.clone(), Drive::default())).collect();
+            let drives =
+                params.drives.iter().map(|d| (d.drive.clone(), Drive::default())).collect();
             let id = params.server.clone();
             (id, ServerProcess { params, machine: None, ready: false, life: 0, drives })
         };
         let node = |params: node_api::NodeParams| {
-            (params.node.clone(), NodeProcess { params, machine: None, life: 0, cached: Vec::new() })
+            (
+                params.node.clone(),
+                NodeProcess { params, machine: None, life: 0, cached: Vec::new() },
+            )
         };
         let mut world = Self {
             now: Instant::from_nanos(1_000_000_000),
@@ -198,7 +252,13 @@ impl World {
         Some(self.next_call)
     }
 
-    pub fn guest(&mut self, node: &NodeId, volume: VolumeId, token: GuestToken, request: GuestRequest) {
+    pub fn guest(
+        &mut self,
+        node: &NodeId,
+        volume: VolumeId,
+        token: GuestToken,
+        request: GuestRequest,
+    ) {
         self.feed_node(node, node_api::Event::GuestRequested { volume, token, request });
     }
 
@@ -329,13 +389,19 @@ impl World {
                         disk.flush();
                     }
                     let result = Ok(());
-                    self.feed_server(&server, bds_api::Event::DriveWritten { drive, token, result });
+                    self.feed_server(
+                        &server,
+                        bds_api::Event::DriveWritten { drive, token, result },
+                    );
                 }
             }
             Happening::DriveFlushed { server, life, drive, token } => {
                 if self.servers[&server].life == life {
                     let result = Ok(());
-                    self.feed_server(&server, bds_api::Event::DriveFlushed { drive, token, result });
+                    self.feed_server(
+                        &server,
+                        bds_api::Event::DriveFlushed { drive, token, result },
+                    );
                 }
             }
             Happening::Committed { life, commit } => {
@@ -359,7 +425,7 @@ impl World {
             return;
         }
         self.trace(|| format!("START {process:?}"));
-        let (now, wall, seed) = (self.now, self.wall(), self.random.next());
+        let (now, wall, seed) = (self.now, self.wall(), self.random.number());
         match process {
             Process::Manager => {
                 let mut out = Vec::new();
@@ -525,7 +591,9 @@ impl World {
 
     fn send_data(&mut self, from: &Process, to: &Process, outward: bool, message: DataMessage) {
         let delay = self.random.micros(30, 300);
-        let Some((at, life)) = self.network.send(from, to, outward, self.now, delay) else { return };
+        let Some((at, life)) = self.network.send(from, to, outward, self.now, delay) else {
+            return;
+        };
         let wire = message.into_frame().encode();
         let (from, to) = (from.clone(), to.clone());
         self.schedule_at(at, Happening::Data { from, to, life, outward, wire });
@@ -550,181 +618,11 @@ impl World {
             Process::Server(s) => {
                 self.feed_server(s, bds_api::Event::LinkReceived { server, message });
             }
-            Process::Node(n) => self.feed_node(n, node_api::Event::LinkReceived { server, message }),
+            Process::Node(n) => {
+                self.feed_node(n, node_api::Event::LinkReceived { server, message })
+            }
             Process::Manager => unreachable!("the manager has no data links"),
         }
-    }
-
-    // The machines.
-
-    fn feed_manager(&mut self, event: control_api::Event) {
-        let (now, wall) = (self.now, self.wall());
-        let Some(machine) = &mut self.manager.machine else { return };
-        let mut out = Vec::new();
-        machine.handle(now, wall, event, &mut out);
-        self.act_manager(out);
-        self.schedule_wake(&Process::Manager);
-    }
-
-    fn act_manager(&mut self, actions: Vec<control_api::Action>) {
-        for action in actions {
-            match action {
-                control_api::Action::Send { link, message } => {
-                    let conn = bds_api::ConnId(link.0);
-                    let Some(to) = self.network.by_conn(&Process::Manager, conn) else { continue };
-                    let delay = self.random.micros(50, 500);
-                    self.trace(|| format!("manager -> {to:?}: {message:?}"));
-                    let sent = self.network.send(&to, &Process::Manager, false, self.now, delay);
-                    let (at, life) = sent.expect("found by its connection");
-                    self.schedule_at(at, Happening::FromManager { to, life, message });
-                }
-                control_api::Action::CloseLink { link } => {
-                    let conn = bds_api::ConnId(link.0);
-                    if let Some(from) = self.network.by_conn(&Process::Manager, conn) {
-                        let broken = self.network.break_link(&from, &Process::Manager);
-                        self.tell_broken(&broken.0, &broken.1, broken.2, broken.3);
-                    }
-                }
-                control_api::Action::Commit { commit, writes } => {
-                    assert!(self.manager.pending.is_none(), "two commits in flight");
-                    self.trace(|| format!("manager commits {writes:?}"));
-                    self.manager.pending = Some((commit, writes));
-                    let delay = self.random.micros(300, 4_000);
-                    let life = self.manager.life;
-                    self.schedule(delay, Happening::Committed { life, commit });
-                }
-                control_api::Action::AnswerHttp { call, response } => {
-                    self.http.insert(call.0, response);
-                }
-            }
-        }
-    }
-
-    fn feed_server(&mut self, id: &ServerId, event: bds_api::Event) {
-        let now = self.now;
-        let server = self.servers.get_mut(id).expect("known");
-        let Some(machine) = &mut server.machine else { return };
-        let mut out = Vec::new();
-        machine.handle(now, event, &mut out);
-        self.act_server(id, out);
-        self.schedule_wake(&Process::Server(id.clone()));
-    }
-
-    fn act_server(&mut self, id: &ServerId, actions: Vec<bds_api::Action>) {
-        let this = Process::Server(id.clone());
-        for action in actions {
-            let life = self.servers[id].life;
-            let server = id.clone();
-            match action {
-                bds_api::Action::ReadDrive { drive, token, offset, length } => {
-                    let data = self.servers[id].drives[&drive].read(offset, length);
-                    let delay = self.random.micros(20, 400);
-                    self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
-                }
-                bds_api::Action::WriteDrive { drive, token, offset, data, durable } => {
-                    let process = self.servers.get_mut(id).expect("known");
-                    let disk = process.drives.get_mut(&drive).expect("known");
-                    let ticket = disk.begin_write(offset, &data);
-                    let delay = self.random.micros(20, 600);
-                    let written =
-                        Happening::DriveWritten { server, life, drive, token, ticket, durable };
-                    self.schedule(delay, written);
-                }
-                bds_api::Action::FlushDrive { drive, token } => {
-                    // What has completed when the flush is issued is stable when it completes;
-                    // making it so at once can only hide a missing flush of what comes between.
-                    self.servers.get_mut(id).expect("known").drives.get_mut(&drive).expect("known").flush();
-                    let delay = self.random.micros(50, 600);
-                    self.schedule(delay, Happening::DriveFlushed { server, life, drive, token });
-                }
-                bds_api::Action::Reply { conn, message } => {
-                    if let Some(from) = self.network.by_conn(&this, conn) {
-                        self.send_data(&from, &this, false, message);
-                    }
-                }
-                bds_api::Action::Send { server, message } => {
-                    self.send_data(&this, &Process::Server(server), true, message);
-                }
-                bds_api::Action::Connect { server, .. } => self.dial(&this, &Process::Server(server)),
-                bds_api::Action::Disconnect { server } => self.disconnect(&this, &Process::Server(server)),
-                bds_api::Action::SendManager { message } => self.send_manager(&this, message),
-                bds_api::Action::Ready => {
-                    self.servers.get_mut(id).expect("known").ready = true;
-                    self.dial(&this, &Process::Manager);
-                }
-            }
-        }
-    }
-
-    fn disconnect(&mut self, from: &Process, to: &Process) {
-        let Some(link) = self.network.drop_wanted(from, to) else { return };
-        if link.up
-            && let Process::Server(s) = to
-        {
-            self.feed_server(&s.clone(), bds_api::Event::ConnClosed { conn: link.conn });
-        }
-    }
-
-    fn send_manager(&mut self, from: &Process, message: ToManager) {
-        let delay = self.random.micros(50, 500);
-        let sent = self.network.send(from, &Process::Manager, true, self.now, delay);
-        let Some((at, life)) = sent else { return };
-        self.trace(|| format!("{from:?} -> manager: {message:?}"));
-        self.schedule_at(at, Happening::ToManager { from: from.clone(), life, message });
-    }
-
-    fn feed_node(&mut self, id: &NodeId, event: node_api::Event) {
-        let now = self.now;
-        let node = self.nodes.get_mut(id).expect("known");
-        let Some(machine) = &mut node.machine else { return };
-        let mut out = Vec::new();
-        machine.handle(now, event, &mut out);
-        self.act_node(id, out);
-        self.schedule_wake(&Process::Node(id.clone()));
-    }
-
-    fn act_node(&mut self, id: &NodeId, actions: Vec<node_api::Action>) {
-        let this = Process::Node(id.clone());
-        for action in actions {
-            match action {
-                node_api::Action::ReplyGuest { token, reply, .. } => {
-                    self.answered.push(Answered { node: id.clone(), token, reply });
-                }
-                node_api::Action::Connect { server, .. } => self.dial(&this, &Process::Server(server)),
-                node_api::Action::Disconnect { server } => self.disconnect(&this, &Process::Server(server)),
-                node_api::Action::Send { server, message } => {
-                    self.send_data(&this, &Process::Server(server), true, message);
-                }
-                node_api::Action::SendManager { message } => self.send_manager(&this, message),
-                node_api::Action::OpenExport { volume, size, .. } => {
-                    self.exports.insert((id.clone(), volume), size.get());
-                    let nbd_uris = vec![format!("nbd://sim/{volume}")];
-                    self.export(id, node_api::Event::ExportOpened { volume, nbd_uris, device: None });
-                }
-                node_api::Action::ResizeExport { volume, size } => {
-                    self.exports.insert((id.clone(), volume), size.get());
-                    self.export(id, node_api::Event::ExportResized { volume, size });
-                }
-                node_api::Action::CloseExport { volume } => {
-                    self.exports.remove(&(id.clone(), volume));
-                    self.export(id, node_api::Event::ExportClosed { volume });
-                }
-                node_api::Action::SaveAttachments { attachments } => {
-                    self.nodes.get_mut(id).expect("known").cached = attachments;
-                    self.export(id, node_api::Event::AttachmentsSaved);
-                }
-            }
-        }
-    }
-
-    fn export(&mut self, node: &NodeId, event: node_api::Event) {
-        let delay = self.random.micros(100, 2_000);
-        let life = self.nodes[node].life;
-        self.schedule(delay, Happening::Export { node: node.clone(), life, event });
-    }
-
-    pub fn node_ids(&self) -> BTreeSet<NodeId> {
-        self.nodes.keys().cloned().collect()
     }
 }
 

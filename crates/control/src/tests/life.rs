@@ -516,11 +516,8 @@ fn a_modification_in_place_goes_on_while_the_mirror_is_away() {
     let servers = servers_of(&world, volume);
     world.kill_server(&servers[1]);
     world.until("alone", 5_000, |w| w.config(volume).members.len() == 1);
-    let request = ModifyVolume {
-        volume: Some(volume),
-        size: Some(Gib::new(16)),
-        ..ModifyVolume::default()
-    };
+    let request =
+        ModifyVolume { volume: Some(volume), size: Some(Gib::new(16)), ..ModifyVolume::default() };
     world.ask(CommandKind::ModifyVolume(request)).expect("its place is kept");
     world.until("completed", 2_000, |w| completed(w, volume));
     world.start_server(&servers[1]);

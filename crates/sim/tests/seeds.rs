@@ -1,0 +1,57 @@
+//! Seeds that every change must pass. `cargo run --release -p sim -- --seeds N` runs more.
+
+use std::time::Duration;
+
+use sim::scenario::{Options, Outcome, run};
+
+fn check(seed: u64, options: &Options) -> Outcome {
+    match run(seed, options) {
+        Ok(outcome) => outcome,
+        Err(violation) => panic!(
+            "seed {seed}: {}\nreplay: cargo run --release -p sim -- --seeds 1 --from {seed} --trace",
+            violation.what
+        ),
+    }
+}
+
+fn faults(from: u64, count: u64) {
+    let options = Options { length: Duration::from_secs(12), ..Options::default() };
+    let (mut writes, mut kills, mut completed) = (0, 0, 0);
+    for seed in from..from + count {
+        let outcome = check(seed, &options);
+        writes += outcome.writes;
+        kills += outcome.kills;
+        completed += outcome.completed;
+    }
+    assert!(writes > count * 100 && kills > count && completed > 0, "the runs did too little");
+}
+
+#[test]
+fn same_seed_same_run() {
+    let options = Options { length: Duration::from_secs(6), ..Options::default() };
+    let one = check(7, &options);
+    assert_eq!(one, check(7, &options));
+    assert_ne!(one.digest, check(8, &options).digest);
+}
+
+#[test]
+fn a_quiet_run_modifies_without_a_stall() {
+    let options =
+        Options { fault_every: None, length: Duration::from_secs(15), ..Options::default() };
+    for seed in 1..6 {
+        let outcome = check(seed, &options);
+        assert!(outcome.completed >= 2, "{outcome:?}");
+        assert_eq!(outcome.failed, 0, "{outcome:?}");
+        assert!(outcome.longest_wait < Duration::from_secs(1), "{outcome:?}");
+    }
+}
+
+#[test]
+fn faults_lose_nothing_1() {
+    faults(1_000, 30);
+}
+
+#[test]
+fn faults_lose_nothing_2() {
+    faults(2_000, 30);
+}
