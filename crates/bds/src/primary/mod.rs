@@ -314,9 +314,11 @@ impl Primary {
             }
             DataMessage::Refused { replica, epoch, .. } => self.refused(turn, replica, epoch),
             DataMessage::FillDone { replica, token, status, bytes_moved, .. } => {
+                self.heard(turn, replica);
                 self.fill_done(turn, replica, (token, status, bytes_moved));
             }
             DataMessage::Digest { replica, token, status, digest, .. } => {
+                self.heard(turn, replica);
                 let digest = (status == Status::Ok).then_some(digest);
                 self.digest_received(turn, replica, token, digest);
             }

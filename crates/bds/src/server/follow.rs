@@ -53,6 +53,7 @@ impl Server {
         act(replica, &mut turn);
         replica.advance(&mut turn);
         replica.busy = turn.busy;
+        self.links_changed |= std::mem::replace(&mut replica.links_changed, false);
         let (drive, deadline) = (replica.drive.clone(), replica.deadline());
         if replica.fate == Fate::Gone {
             self.forget(id);
@@ -100,10 +101,7 @@ impl Server {
                 self.groups.remove(&gone.group());
             }
         }
-        // Somebody else may have to give up a link in its place.
-        if let Some(other) = self.replicas.values_mut().next() {
-            other.links_changed = true;
-        }
+        self.links_changed = true;
     }
 
     // Engines.

@@ -37,6 +37,8 @@ pub struct Server {
     replicas: BTreeMap<ReplicaId, Replica>,
     groups: BTreeMap<GroupId, BTreeSet<ReplicaId>>,
     links: Links,
+    /// The replicas may want other links than there are.
+    links_changed: bool,
     /// Requests that an engine has not completed: for whom, and why.
     asked: BTreeMap<OpToken, (ReplicaId, Op)>,
     completed: VecDeque<(OpToken, Result<Outcome, OpError>)>,
@@ -62,6 +64,7 @@ impl Server {
             replicas: BTreeMap::new(),
             groups: BTreeMap::new(),
             links: Links::default(),
+            links_changed: false,
             asked: BTreeMap::new(),
             completed: VecDeque::new(),
             tokens: 0,

@@ -119,12 +119,11 @@ impl Server {
 
     /// Makes the links those that the replicas want now.
     pub(super) fn reconcile_links(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if !self.replicas.values().any(|r| r.links_changed) {
+        if !std::mem::replace(&mut self.links_changed, false) {
             return;
         }
         let mut wanted = Wanted::new();
-        for replica in self.replicas.values_mut() {
-            replica.links_changed = false;
+        for replica in self.replicas.values() {
             replica.add_wanted(&mut wanted);
         }
         for server in self.links.reconcile(&wanted, now, out) {
