@@ -7,7 +7,7 @@
 //! knows.
 
 use format::{
-    ctl::{FromManager, RegisterNode, RegisterServer, ReplicaProgress, ToManager},
+    ctl::{FillProgress, FromManager, RegisterNode, RegisterServer, ReplicaProgress, ToManager},
     record::{Group, Instance, Record, Server, ServerDrive},
 };
 use model::{
@@ -327,8 +327,15 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
             }
         }
         // The later of the two holds.
-        ToManager::LearnerReady { epoch, learner, .. } => {
+        ToManager::LearnerReady { epoch, learner, bytes_moved, .. } => {
             facts.ready = Some((epoch, learner));
+            let total = record.config.size.get();
+            facts.fill = Some(FillProgress {
+                learner_replica: learner.raw(),
+                bytes_done: total,
+                bytes_total: total,
+                bytes_moved,
+            });
             facts.failed = None;
         }
         ToManager::LearnerFailed { epoch, learner, reason, .. } => {

@@ -9,11 +9,13 @@
 
 use std::time::Duration;
 
+use format::record::Record;
 use model::{group::Role, id::ReplicaId};
 
 use crate::{
     case::{Case, Decision},
     live::{GroupLive, Standing, Stint},
+    state::Write,
 };
 
 /// A report of silence older than this says nothing of the present; primaries repeat it each
@@ -181,7 +183,16 @@ fn admit(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     }
     facts.learner_pause.reset();
     facts.ready = None;
-    Some(case.store(&roles, Some("admit")))
+    let mut decision = case.store(&roles, Some("admit"));
+    let (of, before) = facts.moved_before.unwrap_or((learner, 0));
+    let fill = facts.fill.filter(|f| f.learner_replica == learner.raw() && of == learner);
+    for write in &mut decision.writes {
+        if let (Write::Put(Record::Modification(m)), Some(fill)) = (write, fill) {
+            m.bytes_moved = m.bytes_moved.max(before.saturating_add(fill.bytes_moved));
+            m.bytes_total = m.bytes_total.max(m.bytes_moved);
+        }
+    }
+    Some(decision)
 }
 
 /// A learner that the primary gave up, or whose server is gone: out of the configuration. It is

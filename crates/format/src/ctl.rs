@@ -78,11 +78,13 @@ pub enum ToManager {
         silent: ReplicaId,
     },
     /// The learner holds everything, is required for every acknowledgement, and has compared
-    /// equal.
+    /// equal. `bytes_moved`: of data, over the wire, for this fill.
     LearnerReady {
         group: GroupId,
         epoch: Epoch,
         learner: ReplicaId,
+        #[serde(default)]
+        bytes_moved: u64,
     },
     /// The learner could not be filled; the primary has stopped forwarding to it.
     LearnerFailed {

@@ -338,7 +338,10 @@ impl Primary {
                 let reason = "it does not answer".to_owned();
                 ToManager::LearnerFailed { group, epoch, learner, reason }
             }
-            State::Ready => ToManager::LearnerReady { group, epoch, learner },
+            State::Ready => {
+                let bytes_moved = fill.bytes_moved();
+                ToManager::LearnerReady { group, epoch, learner, bytes_moved }
+            }
             State::Failed(reason) => {
                 let reason = reason.clone();
                 ToManager::LearnerFailed { group, epoch, learner, reason }

@@ -664,7 +664,7 @@ impl World {
                 if now >= mine.ready_since + 1_000 || filled == self.fill_steps {
                     mine.ready_since = now;
                     let learner = member.replica;
-                    reports.push(ToManager::LearnerReady { group, epoch, learner });
+                    reports.push(ToManager::LearnerReady { group, epoch, learner, bytes_moved: 0 });
                 }
             }
         }

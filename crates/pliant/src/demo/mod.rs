@@ -181,20 +181,24 @@ impl Demo<'_> {
         let mut steps = Vec::new();
         let mut shown = Instant::now();
         let mut cut_over = Stretch::default();
+        let (mut primary, mut looked) = (None, from);
         loop {
             let now = self.service.volume(volume)?;
+            // The switch is over in milliseconds: it lies between two looks.
+            let serving = primary_of(&now);
+            if primary.is_some() && serving != primary {
+                let to = self.mark("new primary") + Duration::from_millis(100);
+                cut_over = Stretch { from: looked, to };
+            }
+            (primary, looked) = (serving, self.start.elapsed());
             let modification = &now["modification"];
             let state = text(modification, "state")?;
             let step = text(modification, "step")?;
             if steps.last() != Some(&(state.clone(), step.clone())) {
-                let at = self.mark_unless_crowded(&state, &step, &steps);
+                if state == "optimizing" && steps.last().is_none_or(|(s, _)| *s != state) {
+                    self.mark("optimizing");
+                }
                 say(self.began, &format!("  {state}: {step}"));
-                if step == "switch" && cut_over.from.is_zero() {
-                    cut_over.from = at.saturating_sub(Duration::from_millis(300));
-                }
-                if step != "switch" && !cut_over.from.is_zero() && cut_over.to.is_zero() {
-                    cut_over.to = at + Duration::from_millis(300);
-                }
                 steps.push((state.clone(), step));
             }
             if shown.elapsed() >= Duration::from_secs(1) {
@@ -204,9 +208,7 @@ impl Demo<'_> {
             match state.as_str() {
                 "completed" => {
                     let to = self.mark("completed");
-                    if cut_over.to.is_zero() {
-                        cut_over = Stretch { from, to };
-                    }
+                    ensure!(!cut_over.to.is_zero(), "no change of primary was seen");
                     let moved = modification["bytes_moved"].as_u64().unwrap_or(0);
                     self.check_target(&now, &zone)?;
                     return Ok((Stretch { from, to }, cut_over, moved));
@@ -324,23 +326,6 @@ impl Demo<'_> {
         let at_us = u64::try_from(at.as_micros()).expect("minutes fit");
         self.marks.push(Mark { at_us, label: label.to_owned() });
         at
-    }
-
-    /// Marks the steps that a person wants to see in the picture, each once.
-    fn mark_unless_crowded(
-        &mut self,
-        state: &str,
-        step: &str,
-        seen: &[(String, String)],
-    ) -> Duration {
-        let first_of_state = seen.last().is_none_or(|(s, _)| s != state);
-        if step == "switch" {
-            return self.mark("switch");
-        }
-        if first_of_state && state == "optimizing" {
-            return self.mark("optimizing");
-        }
-        self.start.elapsed()
     }
 }
 
