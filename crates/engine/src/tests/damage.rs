@@ -321,6 +321,9 @@ fn after_damage_the_journal_can_be_emptied_before_anything_is_written() {
     for round in 0..14 {
         write(&mut bench, round + 1, round * 65536, content(round, 15));
     }
+    let (size, meta) = (ByteCount::new(SIZE), Bytes::from_static(b"late"));
+    let request = Request::SetReplicaMeta { replica: replica(), size, meta };
+    assert_eq!(bench.ask(request), Ok(Outcome::Done));
     // A cycle takes the older part of the journal, and pages as of its end.
     bench.engine.want_cycle();
     bench.idle();
