@@ -2,7 +2,7 @@
 //!
 //! Decides: where blocks live, when a change is durable, what survives a crash, what space costs.
 //! Does not: know of primaries, mirrors, volumes or networks; do I/O; read a clock.
-//! The format is `docs/disk.md`; the invariants are 14 and 22 to 25 of `docs/replication.md`.
+//! The format, and what makes it safe, is `docs/disk.md`.
 
 pub mod api;
 mod change;
