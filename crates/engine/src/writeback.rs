@@ -1,7 +1,8 @@
 //! Writing home: what frees the journal.
 //!
-//! A cycle takes the oldest part of the journal, up to its cut: it writes the overlay's blocks home, then the pages that changed, then flushes, then moves the tail to the cut in
-//! a superblock.
+//! A cycle takes the oldest part of the journal, up to its cut: it writes the overlay's blocks
+//! home, then the pages that changed, then flushes, then moves the tail to the cut in a
+//! superblock.
 //!
 //! Decides: when a cycle runs and how hard.
 //! Invariants: only durable content is written home, and only pages all of whose records are

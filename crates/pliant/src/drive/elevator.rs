@@ -9,8 +9,10 @@ use super::Request;
 
 /// An I/O that begins within this many bytes after the last one's end costs no seek.
 const NEAR_BYTES: u64 = 1 << 20;
-/// A request that has waited this long goes next, wherever it is.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// A request that has waited this long goes next, wherever it is. Without it a long run of
+/// neighbouring reads, such as a learner being filled, keeps everything else away; a guest's write
+/// waits for several requests in turn, so this is well below what a guest should wait.
+const PATIENCE: Duration = Duration::from_millis(30);
 
 /// What the emulated drive can do.
 #[derive(Debug, Clone, Copy, PartialEq)]
