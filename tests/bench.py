@@ -44,7 +44,7 @@ def fill(uri):
 
 
 def bench_io(rounds, seconds):
-    service = Service("--ssd-iops", "200000", "--ssd-throughput-mib", "4000").start()
+    service = Service("--ssd-iops", "200000", "--ssd-throughput", "4000").start()
     volume = service.create(size=100, volume_type="io2", Iops=100_000)
     uri = next(u for u in service.attach(volume)["nbd_uris"] if u.startswith("nbd+unix"))
     servers = {r["server"] for r in service.volume(volume)["replicas"]}
@@ -112,7 +112,7 @@ def bench_stalls(count):
 
 
 def bench_migrate(gib):
-    service = Service("--remirror-delay", "5", "--ssd-throughput-mib", "4000").start()
+    service = Service("--remirror-delay", "5", "--ssd-throughput", "4000").start()
     volume = service.create(size=max(8, gib), volume_type="io2", Iops=8000)
     uri = next(u for u in service.attach(volume)["nbd_uris"] if u.startswith("nbd+unix"))
     source = ROOT / "target/bench-source.img"
