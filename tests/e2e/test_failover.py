@@ -61,6 +61,20 @@ def test_the_manager_is_not_on_the_path_of_io(service, volume):
     assert report["longest_ms"] < 1000, report
 
 
+def test_a_detach_during_a_failover_comes_to_its_end(service):
+    """The node manager drains to the new primary; nobody has to force it."""
+    one = service.create(size=4, volume_type="io2", Iops=4000)
+    for _ in range(3):
+        attachment = service.attach(one)
+        load = Load(next(u for u in attachment["nbd_uris"] if u.startswith("nbd+unix")), workers=8, patience=1)
+        service.in_sync(one)
+        service.kill(service.replica(one, "primary")["server"])
+        service.detach(one)
+        load.process.stdin.close()
+        load.process.wait(timeout=60)
+    service.boto().delete_volume(VolumeId=one)
+
+
 def test_everything_dies_at_once_and_nothing_is_lost():
     service = Service("--remirror-delay", "5").start()
     volume = service.create(size=2)

@@ -1,7 +1,7 @@
 //! One turn of a replica's machine: what it sees of the server, and where its wishes go.
 
+use core::net::SocketAddr;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use engine::api::Request;
 use format::{ctl::ToManager, data::DataMessage};

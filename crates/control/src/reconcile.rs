@@ -160,11 +160,21 @@ fn tell_nodes(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>) {
                 attach(case, facts, record, &instance.node)
             }
             AttachmentState::Detaching | AttachmentState::Detached => {
+                // A node manager that drains must know where to: its primary may have died.
+                if !record.force && moved(case, record, &instance.node) {
+                    tellings.extend(attach(case, facts, record, &instance.node));
+                }
                 detach(case, record, &instance.node)
             }
         };
         tellings.extend(telling);
     }
+}
+
+/// Whether the node manager was told of another primary than there is now.
+fn moved(case: &Case<'_>, record: &Attachment, node: &NodeId) -> bool {
+    let known = case.live.nodes.get(node).and_then(|live| live.told.get(&record.volume));
+    known.is_some_and(|primary| *primary != case.config().primary().replica)
 }
 
 /// The configuration, once the primary acts under it; at once when the primary is another than
@@ -180,9 +190,8 @@ fn attach(
         return None;
     }
     let known = case.live.nodes.get(node)?.told.get(&record.volume);
-    let moved = known.is_some_and(|primary| *primary != config.primary().replica);
     let back = known.is_none() && record.state == AttachmentState::Attached;
-    if !case.adopted(facts) && !moved && !back {
+    if !case.adopted(facts) && !moved(case, record, node) && !back {
         return None;
     }
     let attach = Attach {
@@ -192,7 +201,7 @@ fn attach(
         kernel_device: record.kernel_device_wanted,
         config: config.clone(),
     };
-    let answered = record.state == AttachmentState::Attached;
+    let answered = record.state != AttachmentState::Attaching;
     Some(Telling {
         to: Peer::Node(node.clone()),
         key: MessageKey::Attach(record.volume, config.epoch),

@@ -5,7 +5,7 @@
 //! again. Answers name what they answer (a replica and epoch, a volume and generation), so that
 //! an answer that arrives late is recognised.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use bytes::Bytes;
 use model::{

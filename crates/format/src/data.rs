@@ -3,7 +3,7 @@
 //! Block data carries one CRC32C per 4 KiB block, computed by the node manager and kept to the
 //! disk. Offsets and lengths are multiples of a block. Cold messages carry their body as JSON.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use bytes::Bytes;
 use model::{

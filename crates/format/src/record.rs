@@ -192,7 +192,7 @@ pub struct Instance {
 pub struct Server {
     pub server: ServerId,
     pub zone: Zone,
-    pub address: std::net::SocketAddr,
+    pub address: core::net::SocketAddr,
     pub drives: Vec<ServerDrive>,
 }
 

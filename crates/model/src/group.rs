@@ -4,7 +4,7 @@
 //! durably, before acting on it. The numbers in the comments are the invariants of
 //! `docs/replication.md`.
 
-use std::net::SocketAddr;
+use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 

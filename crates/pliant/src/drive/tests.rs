@@ -399,9 +399,9 @@ mod elevator_order {
                 break;
             }
             ahead += 1;
-            later += Duration::from_millis(20);
-            assert!(later.duration_since(now) < Duration::from_secs(1), "it starves");
+            later += Duration::from_millis(7);
+            assert!(later.duration_since(now) < Duration::from_millis(60), "it starves");
         }
-        assert!(later.duration_since(now) >= Duration::from_millis(250));
+        assert!(ahead > 52, "the order of the elevator counts for something");
     }
 }
