@@ -62,10 +62,18 @@ class Service:
         return int((self.dir / "run" / f"{name}.pid").read_text())
 
     def kill(self, name, sig=signal.SIGKILL):
-        """Signals a process of the service by its pid; returns the pid."""
-        pid = self.pid(name)
-        os.kill(pid, sig)
-        return pid
+        """Signals a process of the service by its pid; returns the pid. One that is being started
+        again is waited for: its new pid is about to be written."""
+
+        def signalled():
+            pid = self.pid(name)
+            try:
+                os.kill(pid, sig)
+            except ProcessLookupError:
+                return None
+            return pid
+
+        return wait_for(signalled, 10, f"{name} running")
 
     # Clients.
 

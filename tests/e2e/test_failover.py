@@ -106,8 +106,10 @@ def test_a_server_that_never_returns_is_replaced():
         gone = service.replica(volume, role)["server"]
         service.kill(gone)
         if role == "primary":
-            after = service.in_sync(volume)
-            assert gone not in {r["server"] for r in after["replicas"]}
+            wait_for(
+                lambda g=gone: g not in {r["server"] for r in service.in_sync(volume)["replicas"]}, 30,
+                "a new mirror elsewhere",
+            )  # fmt: skip
     report = load.stop()
     assert_clean(report)
     service.stop()
