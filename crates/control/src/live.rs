@@ -139,6 +139,8 @@ pub struct GroupLive {
     pub primary_silent: Option<(Epoch, Instant)>,
     pub hand_over: Option<HandOver>,
     pub learner_pause: Pause,
+    /// Replicas given up in a row because they could not be filled; none since one was admitted.
+    pub fills_given_up: u32,
     pub hand_over_pause: Pause,
     pub placement_pause: Pause,
     pub fill: Option<FillProgress>,

@@ -182,6 +182,7 @@ fn admit(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
         }
     }
     facts.learner_pause.reset();
+    facts.fills_given_up = 0;
     facts.ready = None;
     let mut decision = case.store(&roles, Some("admit"));
     let (of, before) = facts.moved_before.unwrap_or((learner, 0));

@@ -211,6 +211,15 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
         return None;
     }
     let unfillable = facts.learner_pause.failures() >= FILL_FAILURES_MAX;
+    let moves = case.modification.is_some_and(|m| m.replicas_to_fill > 0);
+    if unfillable && moves && facts.fills_given_up > 0 {
+        facts.fills_given_up = 0;
+        facts.learner_pause.reset();
+        let reason = "A new replica could not be filled, nor another in its place: a block that no \
+                      replica can read, or a server that does not answer. The volume is as it was \
+                      before. Look at the servers, and retry the modification.";
+        return modification::fail(case, reason);
+    }
     let out = |p: &&Placed| case.config().member(p.replica).is_none();
     let lost = case
         .group
@@ -225,9 +234,9 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     let avoid = lost.filter(|_| unfillable).map(|r| &case.placed(r).drive);
     if let Some(group) = replaced(case, lost, (ZoneRule::WhereZoneIsFull, avoid), random) {
         facts.learner_pause.reset();
+        facts.fills_given_up += u32::from(unfillable);
         return Some(Decision { writes: vec![case.put_group(group)], placed: true });
     }
-    let moves = case.modification.is_some_and(|m| m.replicas_to_fill > 0);
     if moves && facts.placement_pause.failures() >= PLACEMENT_FAILURES_MAX {
         facts.placement_pause.reset();
         let reason = "A new replica could not be made, and no other drive has room for it. \

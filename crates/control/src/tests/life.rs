@@ -273,6 +273,24 @@ fn the_target_of_a_fill_dies_and_another_is_filled() {
 }
 
 #[test]
+fn a_modification_that_cannot_be_filled_fails_and_frees_what_it_reserved() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, standard("local-1a", 8));
+    let before = world.config(volume).primary().replica;
+    world.unreadable = true;
+    world.ask(everything(volume)).expect("there is room");
+    world.until("failed", 240_000, |w| w.modification(volume).state == ModificationState::Failed);
+    assert!(world.modification(volume).status_message.is_some_and(|m| m.contains("filled")));
+    world.until("freed", 20_000, |w| w.state().groups[&w.volume(volume).group].replicas.len() == 2);
+    assert_eq!(world.config(volume).primary().replica, before);
+    let acknowledged = world.acknowledged.len();
+    world.until("writes go on", 4_000, |w| w.acknowledged.len() > acknowledged + 5);
+    world.unreadable = false;
+    world.ask(everything(volume)).expect("it may be tried again");
+    world.until("completed", 40_000, |w| completed(w, volume));
+}
+
+#[test]
 fn the_primary_dies_while_its_replacement_is_filled() {
     let mut world = World::new();
     let volume = in_use(&mut world, standard("local-1a", 8));

@@ -95,6 +95,8 @@ pub struct World {
     pub handed_over: u64,
     /// Steps that a fill takes, a MiB each.
     pub fill_steps: u64,
+    /// Every fill ends in failure: a block that nobody can read.
+    pub unreadable: bool,
     /// A test lets the manager turn somebody away.
     pub strangers_expected: bool,
     /// A configuration that primaries do not take.
@@ -192,6 +194,7 @@ impl World {
             acknowledged: BTreeSet::new(),
             longest_stall_ms: 0,
             handed_over: 0,
+            unreadable: false,
             fill_steps: 8,
             strangers_expected: false,
             refused_epoch: None,
@@ -664,7 +667,12 @@ impl World {
                 if now >= mine.ready_since + 1_000 || filled == self.fill_steps {
                     mine.ready_since = now;
                     let learner = member.replica;
-                    reports.push(ToManager::LearnerReady { group, epoch, learner, bytes_moved: 0 });
+                    reports.push(if self.unreadable {
+                        let reason = "a block that nobody can read".to_owned();
+                        ToManager::LearnerFailed { group, epoch, learner, reason }
+                    } else {
+                        ToManager::LearnerReady { group, epoch, learner, bytes_moved: 0 }
+                    });
                 }
             }
         }

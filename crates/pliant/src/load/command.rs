@@ -61,21 +61,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let took = began.elapsed();
     let ended = running.stop();
     let summary = stats::summarize(ended.seen.samples.iter().copied());
-    let (checked, wrong) = match ended.verify() {
-        Ok(counts) => counts,
-        Err(error) => bail!("reading back from {}: {error}", args.uri),
-    };
-    let clean = ended.seen.io_errors == 0
-        && ended.seen.mismatches == 0
-        && wrong == 0
-        && ended.seen.failure.is_none();
+    let mut failure = ended.seen.failure.clone();
+    let (checked, wrong) = ended.verify().unwrap_or_else(|error| {
+        failure.get_or_insert(format!("reading back from {}: {error}", args.uri));
+        (0, 0)
+    });
+    let clean =
+        ended.seen.io_errors == 0 && ended.seen.mismatches == 0 && wrong == 0 && failure.is_none();
     let report = json!({
         "seconds": took.as_secs_f64(),
         "requests": summary.count,
         "io_errors": ended.seen.io_errors,
         "mismatches": ended.seen.mismatches,
         "reconnects": ended.seen.reconnects,
-        "failure": ended.seen.failure,
+        "failure": failure,
         "blocks_checked": checked,
         "blocks_wrong": wrong,
         "p50_us": summary.p50_us,

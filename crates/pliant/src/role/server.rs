@@ -18,7 +18,10 @@ use bds::{
     Server,
     api::{Action, ConnId as BdsConnId, Event},
 };
-use format::data::{Hello, Peer};
+use format::{
+    ctl::ToManager,
+    data::{Hello, Peer},
+};
 use model::id::{BootId, DriveName};
 
 use self::config::Config;
@@ -152,7 +155,12 @@ impl Shell {
                 Action::Send { server, message } => self.reactor.send_link(&server, message),
                 Action::Connect { server, address } => self.reactor.connect(server, address),
                 Action::Disconnect { server } => self.reactor.disconnect(&server),
-                Action::SendManager { message } => self.reactor.send_manager(&message),
+                Action::SendManager { message } => {
+                    if let ToManager::DriveFailed { drive, reason } = &message {
+                        tracing::error!(%drive, reason, "drive is out of service");
+                    }
+                    self.reactor.send_manager(&message);
+                }
                 Action::Ready => self.open_doors()?,
             }
         }
