@@ -13,7 +13,9 @@ VICTIMS = ["manager", "primary", "mirror", "learner", "node"]
 
 @pytest.fixture(scope="module")
 def own():
-    one = Service("--remirror-delay", "5").start()
+    # The supervisor waits longer each time before it starts a process that dies again and again; a
+    # server that is merely slow to return is not to be replaced here.
+    one = Service("--remirror-delay", "60").start()
     yield one
     one.stop()
 
@@ -84,9 +86,17 @@ def test_kill_at_step(own, loaded, step, victim):
         killed.append(own.kill(name or victim_name(own, volume, victim, before)))
 
     steps = Steps(own, volume, step, act)
-    # The manager may die before it answers; the request is durable all the same.
     size = before["size_gib"] + 1
-    own.pliant("volume", "modify", volume, "--zone", target, "--size", size, check=victim != "manager")
+
+    def asked():
+        """The manager may die before it answers; the request is durable all the same. No room is
+        an answer that may pass (503): a server is on its way back."""
+        own.pliant("volume", "modify", volume, "--zone", target, "--size", size, check=False)
+        latest = own.volume(volume)["modification"] or {"number": 0}
+        return steps.hit.is_set() or latest["number"] > number
+
+    number = (before["modification"] or {"number": 0})["number"]
+    wait_for(asked, 30, "the modification")
     assert steps.hit.wait(60), f"step {step} was never reached: {own.volume(volume)['modification']}"
     ended = own.modified(volume, 90, states=("completed", "failed"))
     after = own.in_sync(volume)
