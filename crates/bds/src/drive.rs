@@ -1,19 +1,30 @@
 //! One drive of the server: its engine, and how it stands.
 
+use std::time::Duration;
+
 use engine::{
     Engine,
     api::{Action as EngineAction, Event as EngineEvent, OpError, OpToken, OpenError, Outcome},
 };
-use format::{ctl::DriveReport, replica::ReplicaRecord};
+use format::{
+    ctl::{Damage, DriveReport, DriveState, DriveStatus, DriveUsage, ScrubStatus},
+    replica::ReplicaRecord,
+};
 use model::{id::ReplicaId, time::Instant, units::ByteCount};
 
 use crate::api::{Action, DriveParams};
+
+/// The manager hears of a drive no more often.
+const STATUS_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Drive {
     params: DriveParams,
     engine: Engine,
     state: State,
+    /// What the manager was last told, and when.
+    told: Option<DriveStatus>,
+    told_at: Option<Instant>,
 }
 
 /// `opening ─► open ─► failed`, or failed at once.
@@ -43,7 +54,7 @@ impl Drive {
     ) -> Result<Self, OpenError> {
         let mut actions = Vec::new();
         let engine = Engine::open(params.geometry, seed, now, &mut actions)?;
-        let mut drive = Self { params, engine, state: State::Opening };
+        let mut drive = Self { params, engine, state: State::Opening, told: None, told_at: None };
         drive.pass_on(actions, out);
         Ok(drive)
     }
@@ -85,6 +96,53 @@ impl Drive {
             allocated: ByteCount::new(usage.slots_used.saturating_mul(slot)),
             emulation: self.params.emulation.clone(),
             failed: self.failed().map(str::to_owned),
+            identity: self.engine.identity(),
+        }
+    }
+
+    /// For the manager, if it would learn anything new.
+    pub fn news(&mut self, now: Instant) -> Option<DriveStatus> {
+        if self.told_at.is_some_and(|at| now.since(at) < STATUS_EVERY) {
+            return None;
+        }
+        let status = self.status();
+        if self.told.as_ref() == Some(&status) {
+            return None;
+        }
+        self.told_at = Some(now);
+        self.told = Some(status.clone());
+        Some(status)
+    }
+
+    /// The manager may not have heard what it was told.
+    pub fn tell_again(&mut self) {
+        (self.told, self.told_at) = (None, None);
+    }
+
+    fn status(&self) -> DriveStatus {
+        let usage = self.engine.usage();
+        let usage = DriveUsage {
+            slots_total: usage.slots_total,
+            slots_used: usage.slots_used,
+            slot_bytes: u64::from(self.params.media.extent_bytes()),
+            journal_bytes: self.params.geometry.journal_bytes,
+            journal_bytes_used: usage.journal_bytes_used,
+            waiting_for_space: usage.waiting_for_space,
+            ..DriveUsage::default()
+        };
+        let state = match self.state {
+            State::Opening => DriveState::Opening,
+            State::Open => DriveState::Serving,
+            State::Failed(_) => DriveState::OutOfService,
+        };
+        DriveStatus {
+            drive: self.params.drive.clone(),
+            identity: self.engine.identity(),
+            state,
+            reason: self.failed().map(str::to_owned),
+            usage,
+            damage: Damage::default(),
+            scrub: ScrubStatus::default(),
         }
     }
 

@@ -240,6 +240,8 @@ fn from_server(
             facts.failed_drives.insert(drive, reason);
             live.dirty.all = true;
         }
+        // Taken up where it is shown.
+        ToManager::DriveStatus(_) => {}
         ToManager::Adopted { .. }
         | ToManager::HandedOver { .. }
         | ToManager::MemberSilent { .. }

@@ -182,6 +182,8 @@ pub struct Usage {
     pub slots_total: u64,
     pub slots_used: u64,
     pub journal_bytes_used: u64,
+    /// Changes that wait for a free slot.
+    pub waiting_for_space: u64,
 }
 
 /// Why bytes at the head of a drive are not an engine's.

@@ -7,7 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use format::disk::{Layout, Superblock};
-use model::{id::ReplicaId, time::Instant, units::ByteCount};
+use model::{
+    id::{DriveIdentity, ReplicaId},
+    time::Instant,
+    units::ByteCount,
+};
+use sha2::{Digest, Sha256};
 
 use crate::{
     api::{Action, DriveError, Event, IoToken, OpError, OpToken, Outcome, Usage},
@@ -223,7 +228,16 @@ impl Drive {
             slots_total: u64::from(self.layout.slots),
             slots_used: self.table.slots_used(),
             journal_bytes_used: self.journal.used(),
+            waiting_for_space: u64::try_from(self.starved.len()).expect("fits"),
         }
+    }
+
+    /// Tells one formatting of the drive from another. A digest of its uuid, because whoever knows
+    /// that could write what looks like records.
+    pub fn identity(&self) -> DriveIdentity {
+        let digest = Sha256::digest(self.superblock.uuid.0);
+        let head = digest.first_chunk().expect("32 bytes");
+        DriveIdentity::from_raw(u64::from_le_bytes(*head))
     }
 
     pub fn allocated(&self, replica: ReplicaId) -> ByteCount {

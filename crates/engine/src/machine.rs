@@ -3,7 +3,11 @@
 use std::{collections::VecDeque, time::Duration};
 
 use format::disk::{DriveShape, Layout};
-use model::{id::ReplicaId, time::Instant, units::ByteCount};
+use model::{
+    id::{DriveIdentity, ReplicaId},
+    time::Instant,
+    units::ByteCount,
+};
 
 use crate::{
     api::{Action, Event, Geometry, OpError, OpToken, OpenError, Request, Usage},
@@ -115,6 +119,14 @@ impl Engine {
         match &self.phase {
             Phase::Open(drive) => drive.usage(),
             Phase::Opening { .. } | Phase::OutOfService => Usage::default(),
+        }
+    }
+
+    /// Which formatting of the drive this is, once it is open.
+    pub fn identity(&self) -> Option<DriveIdentity> {
+        match &self.phase {
+            Phase::Open(drive) => Some(drive.identity()),
+            Phase::Opening { .. } | Phase::OutOfService => None,
         }
     }
 

@@ -12,8 +12,8 @@ use model::{
     epoch::{AttachGeneration, Epoch},
     group::GroupConfig,
     id::{
-        AccountId, BootId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId,
-        Zone,
+        AccountId, BootId, DriveIdentity, DriveName, GroupId, InstanceId, NodeId, ReplicaId,
+        ServerId, VolumeId, Zone,
     },
     limits::CONTROL_BYTES_MAX,
     units::{ByteCount, Rate},
@@ -97,6 +97,9 @@ pub enum ToManager {
         drive: DriveName,
         reason: String,
     },
+    /// How a drive stands: after the registration, and when something changed, but no more often
+    /// than every few seconds. The last one holds; a message that is lost is followed by another.
+    DriveStatus(DriveStatus),
 
     // Node managers.
     /// The export exists; programs can use it.
@@ -151,6 +154,70 @@ pub struct DriveReport {
     /// Names the emulation when the media is not real.
     pub emulation: Option<String>,
     pub failed: Option<String>,
+    /// Which formatting of the drive this is; not known of one that could not be opened.
+    #[serde(default)]
+    pub identity: Option<DriveIdentity>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriveState {
+    Opening,
+    Serving,
+    /// Nothing is read or written there until the server is started again.
+    OutOfService,
+}
+
+/// How a drive stands. All counts are since the server's process started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveStatus {
+    pub drive: DriveName,
+    pub identity: Option<DriveIdentity>,
+    pub state: DriveState,
+    /// Why it is out of service.
+    pub reason: Option<String>,
+    pub usage: DriveUsage,
+    pub damage: Damage,
+    pub scrub: ScrubStatus,
+}
+
+/// Zero while the drive is not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DriveUsage {
+    pub slots_total: u64,
+    pub slots_used: u64,
+    pub slot_bytes: u64,
+    pub journal_bytes: u64,
+    pub journal_bytes_used: u64,
+    /// Memory of the drive's tables, and the bound it is kept under; a bound of 0 says that there
+    /// is none.
+    pub memory_used: u64,
+    pub memory_max: u64,
+    /// Changes that wait for a free slot now.
+    pub waiting_for_space: u64,
+}
+
+/// Blocks that did not match their checksums, or could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Damage {
+    pub bad_found: u64,
+    /// Written again from a good copy.
+    pub bad_repaired: u64,
+    /// No in-sync replica had a good copy.
+    pub bad_lost: u64,
+}
+
+/// The pass over everything that the drive holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScrubStatus {
+    /// Read and verified, in all passes.
+    pub scrubbed_bytes: u64,
+    pub passes_finished: u64,
+    /// Of the pass under way.
+    pub percent: u8,
 }
 
 /// A replica as its server holds it.
@@ -289,4 +356,35 @@ pub fn decode<T: for<'de> Deserialize<'de>>(frame: &Frame) -> Result<T, CtlError
         return Err(CtlError::BodyCrc);
     }
     serde_json::from_slice(&frame.payload).map_err(|e| CtlError::Body(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drives_status_survives_the_wire() {
+        let usage = DriveUsage { slots_total: 9, slots_used: 3, ..DriveUsage::default() };
+        let message = ToManager::DriveStatus(DriveStatus {
+            drive: "ssd".parse().expect("a name"),
+            identity: Some(DriveIdentity::from_raw(7)),
+            state: DriveState::OutOfService,
+            reason: Some("input/output error".to_owned()),
+            usage,
+            damage: Damage { bad_found: 2, bad_repaired: 1, bad_lost: 1 },
+            scrub: ScrubStatus { scrubbed_bytes: 5, passes_finished: 1, percent: 40 },
+        });
+        assert_eq!(decode(&encode(&message)), Ok(message));
+    }
+
+    #[test]
+    fn a_status_of_another_version_is_read_as_far_as_it_is_known() {
+        let text = r#"{"message":"drive-status","drive":"ssd","identity":null,"state":"serving",
+            "reason":null,"usage":{"slots_total":4,"new":1},"damage":{},"scrub":{}}"#;
+        let header = Header { kind: KIND, ..Header::default() };
+        let payload = Bytes::from(text);
+        let frame = Frame { header, crcs: vec![crc32c::crc32c(&payload)], payload };
+        let Ok(ToManager::DriveStatus(status)) = decode(&frame) else { panic!("not a status") };
+        assert_eq!(status.usage, DriveUsage { slots_total: 4, ..DriveUsage::default() });
+    }
 }

@@ -116,6 +116,11 @@ hex_id!(
     /// One run of a process. A new value tells the manager that the process restarted.
     BootId, u64, "boot-", "16"
 );
+hex_id!(
+    /// One formatting of a drive. A new value under an old name tells the manager that the drive
+    /// was swapped, and that what was stored there is gone.
+    DriveIdentity, u64, "drv-", "16"
+);
 
 macro_rules! name_id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -148,6 +148,7 @@ impl Server {
                 .filter_map(|r| Some(r.primary()?.progress(self.allocated(r))))
                 .collect();
             out.push(Action::SendManager { message: ToManager::Beat { replicas } });
+            self.tell_news(now, out);
         }
     }
 
@@ -169,11 +170,18 @@ impl Server {
             replicas,
         };
         out.push(Action::SendManager { message: ToManager::RegisterServer(register) });
+        self.drives.values_mut().for_each(Drive::tell_again);
+        self.tell_news(now, out);
         self.each_replica(now, out, |replica, turn| {
             if let Some(primary) = replica.primary_mut() {
                 primary.manager_link_up(turn);
             }
         });
+    }
+
+    fn tell_news(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let news = self.drives.values_mut().filter_map(|drive| drive.news(now));
+        out.extend(news.map(|n| Action::SendManager { message: ToManager::DriveStatus(n) }));
     }
 
     fn command(&mut self, now: Instant, message: FromManager, out: &mut Vec<Action>) {

@@ -132,6 +132,7 @@ fn drive(name: &str, media: Media, gib: u32, rate: Rate) -> DriveReport {
         allocated: ByteCount::ZERO,
         emulation: None,
         failed: None,
+        identity: None,
     }
 }
 
