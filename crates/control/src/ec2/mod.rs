@@ -24,7 +24,9 @@ use model::{
     state::{AttachmentState, VolumeState},
 };
 
+use filter::Filters;
 pub use form::{Form, quoted};
+use page::{Bounds, Page};
 use xml::Xml;
 
 use crate::{
@@ -196,6 +198,34 @@ impl<'a> Scope<'a> {
             return Err(ids::volume_not_found(&missing));
         }
         Ok(ids.iter().filter_map(|id| self.volume(*id)).collect())
+    }
+}
+
+/// What the two reads of volumes take alike.
+struct Asked<'a> {
+    page: Page,
+    filters: Filters,
+    volumes: Vec<&'a Volume>,
+    zones: Zones,
+}
+
+impl<'a> Scope<'a> {
+    fn ask_volumes(
+        &self,
+        form: &mut Form,
+        action: &'static str,
+        filters: &[&str],
+    ) -> Result<Asked<'a>, ApiError> {
+        let bounds = Bounds { min: 1, max: 1000, clamp: true };
+        let page = Page::take(form, self.caller.account, action, bounds)?;
+        let dry_run = form.flag("DryRun")?.unwrap_or(false);
+        form.flag("IncludeManagedResources")?;
+        let filters = Filters::take(form, filters)?;
+        let ids = form.list("VolumeId");
+        page.refuse_with_ids(&ids, "volumeSet")?;
+        let volumes = self.chosen_volumes(&ids)?;
+        end_of_checks(form, dry_run)?;
+        Ok(Asked { page, filters, volumes, zones: Zones::of(self.view) })
     }
 }
 

@@ -7,12 +7,7 @@
 use format::record::Volume;
 use model::state::VolumeState;
 
-use super::{
-    Body, Scope, Zones, end_of_checks,
-    filter::Filters,
-    form::Form,
-    page::{Bounds, Page},
-};
+use super::{Asked, Body, Scope, Zones, form::Form};
 use crate::{api::ApiError, health::Health};
 
 const FILTERS: [&str; 13] = [
@@ -32,17 +27,9 @@ const FILTERS: [&str; 13] = [
 ];
 
 pub fn describe(scope: &Scope<'_>, form: &mut Form) -> Result<Body, ApiError> {
-    let bounds = Bounds { min: 1, max: 1000, clamp: true };
-    let page = Page::take(form, scope.caller.account, "DescribeVolumeStatus", bounds)?;
-    let dry_run = form.flag("DryRun")?.unwrap_or(false);
-    form.flag("IncludeManagedResources")?;
-    let filters = Filters::take(form, &FILTERS)?;
-    let ids = form.list("VolumeId");
-    page.refuse_with_ids(&ids, "volumeSet")?;
-    let chosen = scope.chosen_volumes(&ids)?;
-    end_of_checks(form, dry_run)?;
-    let zones = Zones::of(scope.view);
-    let found = chosen
+    let Asked { page, filters, volumes, zones } =
+        scope.ask_volumes(form, "DescribeVolumeStatus", &FILTERS)?;
+    let found = volumes
         .into_iter()
         .map(|volume| Status::of(scope, volume))
         .filter(|status| filters.accept(|name| status.values(name, &zones)))

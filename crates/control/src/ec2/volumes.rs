@@ -3,13 +3,7 @@
 use format::record::{Attachment, Parameters, Volume};
 use model::volume::VolumeType;
 
-use super::{
-    Body, Scope, Zones, end_of_checks,
-    filter::Filters,
-    form::Form,
-    page::{Bounds, Page},
-    xml::Xml,
-};
+use super::{Asked, Body, Scope, Zones, form::Form, xml::Xml};
 use crate::api::ApiError;
 
 const FILTERS: [&str; 23] = [
@@ -39,17 +33,9 @@ const FILTERS: [&str; 23] = [
 ];
 
 pub fn describe(scope: &Scope<'_>, form: &mut Form) -> Result<Body, ApiError> {
-    let bounds = Bounds { min: 1, max: 1000, clamp: true };
-    let page = Page::take(form, scope.caller.account, "DescribeVolumes", bounds)?;
-    let dry_run = form.flag("DryRun")?.unwrap_or(false);
-    form.flag("IncludeManagedResources")?;
-    let filters = Filters::take(form, &FILTERS)?;
-    let ids = form.list("VolumeId");
-    page.refuse_with_ids(&ids, "volumeSet")?;
-    let chosen = scope.chosen_volumes(&ids)?;
-    end_of_checks(form, dry_run)?;
-    let zones = Zones::of(scope.view);
-    let found = chosen
+    let Asked { page, filters, volumes, zones } =
+        scope.ask_volumes(form, "DescribeVolumes", &FILTERS)?;
+    let found = volumes
         .into_iter()
         .map(|volume| Shown { volume, attachments: scope.attachments(volume.volume) })
         .filter(|shown| filters.accept(|name| shown.values(name, &zones)))
