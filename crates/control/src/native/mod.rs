@@ -158,6 +158,11 @@ fn volume_of(route: &Route<'_>) -> Result<VolumeId, ApiError> {
 }
 
 fn body<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, ApiError> {
+    // A list would be taken for the fields in their order, which are nobody's business.
+    if request.body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b != b'{') {
+        let text = "The body is not what this call takes: it must be a JSON object";
+        return Err(ApiError::new("ValidationError", text));
+    }
     serde_json::from_slice(&request.body).map_err(|error| {
         let text: String = error.to_string().chars().take(300).collect();
         ApiError::new("ValidationError", format!("The body is not what this call takes: {text}"))

@@ -68,6 +68,8 @@ fn wrong_calls_are_refused_with_a_code() {
         ("POST", "/v1/accounts", r#"{"name":"x"}"#, 403, "UnauthorizedOperation"),
         ("POST", "/v1/volumes", "", 400, "ValidationError"),
         ("POST", "/v1/volumes", "[]", 400, "ValidationError"),
+        ("POST", "/v1/volumes", r#"["local-1a",8,"gp3",3000,125,{},"t"]"#, 400, "ValidationError"),
+        ("POST", "/v1/accounts", r#" ["x"]"#, 403, "UnauthorizedOperation"),
         ("POST", "/v1/volumes", r#"{"size":8}"#, 400, "ValidationError"),
         ("POST", "/v1/volumes", r#"{"size_gib":-8}"#, 400, "ValidationError"),
         ("POST", "/v1/volumes", r#"{"size_gib":4294967296}"#, 400, "ValidationError"),
