@@ -10,6 +10,8 @@ pub struct HttpRequest {
     /// Names in lower case, in the order they came; values as sent.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// The body was longer than anybody may send, and was not kept.
+    pub oversized: bool,
 }
 
 impl HttpRequest {

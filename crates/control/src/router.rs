@@ -135,7 +135,8 @@ fn check_query_form(request: &HttpRequest) -> Result<(), ApiError> {
 }
 
 fn check_size(request: &HttpRequest) -> Result<(), ApiError> {
-    if request.body.len() > API_BODY_BYTES_MAX || request.query.len() > API_BODY_BYTES_MAX {
+    let most = request.body.len().max(request.query.len());
+    if request.oversized || most > API_BODY_BYTES_MAX {
         return Err(ApiError {
             status: 413,
             code: "RequestEntityTooLarge",

@@ -5,11 +5,16 @@
 //! Invariants: connections, calls, header bytes, body bytes and every wait are bounded; a client
 //! that breaks a bound loses its call or its connection, and nobody else notices.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::Request,
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::Response,
@@ -105,7 +110,9 @@ where
         Ok(Err(refusal)) => return refusal,
         Err(_) => return plain(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time"),
     };
+    let oversized = request.oversized;
     match timeout(ANSWER_LIMIT, answer(request)).await {
+        Ok(Some(response)) if oversized => closing(print(response)),
         Ok(Some(response)) => print(response),
         Ok(None) => plain(StatusCode::SERVICE_UNAVAILABLE, "the manager is stopping; try again"),
         Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "no answer in time; try again"),
@@ -122,17 +129,30 @@ async fn read(request: Request) -> Result<HttpRequest, Response> {
         };
         headers.push((name.as_str().to_owned(), value.to_owned()));
     }
-    let Ok(body) = axum::body::to_bytes(body, API_BODY_BYTES_MAX).await else {
-        let text = format!("the body breaks off or exceeds {API_BODY_BYTES_MAX} bytes");
-        return Err(plain(StatusCode::PAYLOAD_TOO_LARGE, &text));
+    let Ok(body) = read_body(body).await else {
+        return Err(plain(StatusCode::BAD_REQUEST, "the body breaks off"));
     };
     Ok(HttpRequest {
         method: head.method.as_str().to_owned(),
         path: head.uri.path().to_owned(),
         query: head.uri.query().unwrap_or_default().to_owned(),
         headers,
-        body: body.into(),
+        oversized: body.is_none(),
+        body: body.unwrap_or_default(),
     })
+}
+
+/// `None`: longer than anybody may send.
+async fn read_body(mut body: Body) -> Result<Option<Vec<u8>>, axum::Error> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if bytes.len() + data.len() > API_BODY_BYTES_MAX {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Some(bytes))
 }
 
 fn print(answer: HttpResponse) -> Response {
@@ -156,7 +176,11 @@ fn plain(status: StatusCode, text: &str) -> Response {
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
-    // The rest of a refused body is not read, so the connection cannot go on.
+    closing(response)
+}
+
+/// The rest of a refused body is not read, so the connection cannot go on.
+fn closing(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -47,6 +47,7 @@ pub fn request(method: &str, path: &str, body: Option<&Value>, wall: WallTime) -
             header("content-type", "application/json"),
         ],
         body,
+        oversized: false,
     }
 }
 

@@ -125,6 +125,7 @@ mod tests {
             query: query.into(),
             headers: vec![],
             body: vec![],
+            oversized: false,
         })
         .expect("a form")
     }

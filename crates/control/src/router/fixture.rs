@@ -304,6 +304,7 @@ pub fn signed(account: &str, service: &str, method: &str, path: &str, body: &str
         query: query.to_owned(),
         headers: vec![("host".to_owned(), "127.0.0.1:7700".to_owned())],
         body: body.as_bytes().to_vec(),
+        oversized: false,
     };
     let key = key_of(account);
     sign(&mut request, &key, &format!("secret{key}"), service, NOW);

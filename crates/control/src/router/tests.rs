@@ -28,6 +28,7 @@ fn a_call_without_a_valid_signature_gets_nowhere() {
     check(&|r| r.method = "PUT".into(), 405, "MethodNotAllowed");
     check(&|r| r.path = "/other".into(), 404, "InvalidAction");
     check(&|r| r.body = vec![b'a'; API_BODY_BYTES_MAX + 1], 413, "RequestEntityTooLarge");
+    check(&|r| r.oversized = true, 413, "RequestEntityTooLarge");
 }
 
 #[test]

@@ -67,14 +67,8 @@ async fn a_call_arrives_as_sent_and_the_answer_as_given() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_or_no_text_is_refused_before_anybody_sees_it() {
+async fn what_is_no_http_is_refused_before_anybody_sees_it() {
     let (address, seen) = echo().await;
-    let too_long = format!(
-        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{}",
-        API_BODY_BYTES_MAX + 1,
-        "x".repeat(API_BODY_BYTES_MAX + 1)
-    );
-    assert!(exchange(address, too_long.as_bytes()).await.starts_with("HTTP/1.1 413 "));
     let no_text = b"GET / HTTP/1.1\r\nHost: h\r\nX-Odd: \xff\xfe\r\n\r\n";
     assert!(exchange(address, no_text).await.starts_with("HTTP/1.1 400 "));
     let headers = "X-Odd: 1\r\n".repeat(HEADERS_MAX + 1);
@@ -85,6 +79,27 @@ async fn what_is_too_large_or_no_text_is_refused_before_anybody_sees_it() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     assert!(exchange(address, b"nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
     assert!(seen.lock().expect("no panic under the lock").is_empty());
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_not_kept_and_whoever_answers_is_told() {
+    let (address, seen) = echo().await;
+    let long = "x".repeat(API_BODY_BYTES_MAX + 1);
+    let head = "POST / HTTP/1.1\r\nHost: h\r\n";
+    let counted = format!("{head}Content-Length: {}\r\n\r\n{long}", long.len());
+    let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{long}", long.len());
+    for request in [counted, chunked] {
+        let answer = exchange(address, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 418 "), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        let request = seen.lock().expect("no panic under the lock").pop().expect("handed on");
+        assert!(request.oversized && request.body.is_empty());
+    }
+    let most = "x".repeat(API_BODY_BYTES_MAX);
+    let whole = format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n{most}", most.len());
+    assert!(exchange(address, whole.as_bytes()).await.starts_with("HTTP/1.1 418 "));
+    let request = seen.lock().expect("no panic under the lock").pop().expect("handed on");
+    assert!(!request.oversized && request.body.len() == API_BODY_BYTES_MAX);
 }
 
 #[tokio::test]
