@@ -7,14 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use format::record::{AccessKey, Account, Attachment, Modification, Volume};
+use format::record::{AccessKey, Account, Attachment, Modification, Placed, Volume};
 use model::{
     id::{AccountId, InstanceId, NodeId, ServerId, VolumeId, Zone},
     time::WallTime,
     units::{Gib, Iops, MibPerSec},
 };
 
-use crate::state::State;
+use crate::{
+    live::{Live, Standing},
+    state::State,
+};
 
 /// Names a call until it is answered; chosen by the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -179,7 +182,17 @@ pub struct View<'a> {
     /// Servers and node managers whose links are up.
     pub servers_up: &'a BTreeSet<ServerId>,
     pub nodes_up: &'a BTreeSet<NodeId>,
+    /// What they report.
+    pub live: &'a Live,
     pub wall: WallTime,
     /// Names this call in the answer and in the log: a UUID.
     pub request_id: &'a str,
+}
+
+impl View<'_> {
+    /// How a replica stands: up, or why not.
+    pub fn standing(&self, placed: &Placed) -> Standing {
+        let up = self.servers_up.contains(&placed.drive.server);
+        self.live.replica_standing(if up { Standing::Up } else { Standing::Down }, placed)
+    }
 }

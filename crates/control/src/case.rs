@@ -74,15 +74,8 @@ impl<'a> Case<'a> {
 
     pub fn standing(&self, replica: ReplicaId) -> Standing {
         let placed = self.placed(replica);
-        let server = &placed.drive.server;
-        let standing = self.live.server_standing(server, self.now, self.timing);
-        if standing != Standing::Up {
-            return standing;
-        }
-        let Some(facts) = self.live.servers.get(server) else { return Standing::Unknown };
-        let failed = facts.failed_drives.contains_key(&placed.drive.drive);
-        let missing = placed.created && !facts.replicas.contains_key(&replica);
-        if failed || missing { Standing::Lost } else { Standing::Up }
+        let server = self.live.server_standing(&placed.drive.server, self.now, self.timing);
+        self.live.replica_standing(server, placed)
     }
 
     pub fn is_up(&self, replica: ReplicaId) -> bool {
@@ -91,7 +84,7 @@ impl<'a> Case<'a> {
 
     /// Neither up nor possibly up.
     pub fn is_gone(&self, replica: ReplicaId) -> bool {
-        matches!(self.standing(replica), Standing::Down | Standing::Lost)
+        self.standing(replica).is_gone()
     }
 
     pub fn is_desired(&self, replica: ReplicaId) -> bool {

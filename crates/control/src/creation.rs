@@ -236,6 +236,7 @@ fn place(desk: &Desk<'_>, parameters: &Parameters) -> Result<[DriveId; 2], Refus
         zone: &parameters.zone,
         zone_rule: ZoneRule::Strict,
         claim: Claim { size: parameters.size, rate: parameters.rate },
+        stored: 0,
         excluded: &nothing,
         preferred: &nothing,
     };
@@ -312,15 +313,15 @@ fn replace_member(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -
         return None;
     }
     let refused = |r: ReplicaId| case.live.refused.contains_key(&r);
-    let failed =
-        |r: ReplicaId| refused(r) || matches!(case.standing(r), Standing::Down | Standing::Lost);
+    let failed = |r: ReplicaId| refused(r) || case.is_gone(r);
     let bad = case.config().members.iter().find(|m| failed(m.replica))?;
     let zone_rule = match bad.role {
         Role::Primary => ZoneRule::Strict,
         Role::Mirror | Role::Learner { .. } => ZoneRule::WhereZoneHasNone,
     };
-    if let Some(mut group) = replacing::replaced(case, Some(bad.replica), (zone_rule, None), random)
-    {
+    let fleet = replacing::fleet(case.state, case.live, case.now, case.timing);
+    let replaced = replacing::replaced(case, &fleet, Some(bad.replica), zone_rule, random);
+    if let Ok(mut group) = replaced {
         let inner = Case { group: &group, ..*case };
         let roles: Vec<_> = group
             .desired

@@ -1,35 +1,69 @@
-//! How a volume fares, from its group's configuration and the links to its servers.
+//! How a volume fares, from its group's configuration and what its servers report.
 
-use format::record::Volume;
+use format::record::{Group, Placed, Volume};
 
-use crate::api::View;
+use crate::{api::View, live::Standing};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// The primary's server is connected: requests are answered.
+    /// The primary is there: requests are answered.
     pub primary_up: bool,
-    /// Replicas that hold every acknowledged write.
+    /// Replicas that hold every acknowledged write, as far as the manager can know: one whose
+    /// server is away counts, one that its server does not hold any more does not.
     pub in_sync: usize,
     /// Replicas that should.
     pub wanted: usize,
-    /// Fewer replicas than wanted would survive the next failure: one is not in sync, or its
-    /// server is away.
+    /// Fewer replicas than wanted would survive the next failure: one is not in sync, or cannot
+    /// be reached.
     pub degraded: bool,
+    /// What is wrong with its replicas, for people.
+    pub faults: Vec<String>,
 }
 
 impl Health {
     /// `None`: the volume has no group.
     pub fn of(view: &View<'_>, volume: &Volume) -> Option<Self> {
         let group = view.state.groups.get(&volume.group)?;
-        let config = &group.config;
-        let in_sync = config.in_sync().count();
-        let up = config.in_sync().filter(|m| view.servers_up.contains(&m.server)).count();
-        let primary = config.members.iter().find(|m| m.role == model::group::Role::Primary);
+        let placed = group.config.in_sync().filter_map(|m| group.replicas.get(&m.replica));
+        let standings: Vec<Standing> = placed.map(|p| view.standing(p)).collect();
+        let up = standings.iter().filter(|s| **s == Standing::Up).count();
+        let primary = group.replicas.get(&group.config.primary().replica);
         Some(Self {
-            primary_up: primary.is_some_and(|m| view.servers_up.contains(&m.server)),
-            in_sync,
+            primary_up: primary.is_some_and(|p| view.standing(p) == Standing::Up),
+            in_sync: standings.iter().filter(|s| !s.is_lost()).count(),
             wanted: group.desired.len(),
             degraded: up < group.desired.len(),
+            faults: faults(view, group),
         })
+    }
+
+    /// Nobody holds what was acknowledged, unless a drive comes back.
+    pub fn is_lost(&self) -> bool {
+        self.in_sync == 0
+    }
+}
+
+fn faults(view: &View<'_>, group: &Group) -> Vec<String> {
+    let concerned = group.replicas.values().filter(|p| {
+        group.config.member(p.replica).is_some()
+            || group.desired.iter().any(|d| d.replica == p.replica)
+    });
+    concerned.filter_map(|placed| fault(view, placed)).collect()
+}
+
+fn fault(view: &View<'_>, placed: &Placed) -> Option<String> {
+    let Placed { replica, drive, .. } = placed;
+    match view.standing(placed) {
+        Standing::Up | Standing::Unknown => None,
+        Standing::Down => Some(format!("{} is down", drive.server)),
+        Standing::Missing => {
+            Some(format!("{} does not hold {replica} on {} any more", drive.server, drive.drive))
+        }
+        Standing::DriveFailed => {
+            let server = view.live.servers.get(&drive.server);
+            let reason = server.and_then(|s| s.failed_drives.get(&drive.drive));
+            let reason = reason.map_or("no reason given", String::as_str);
+            Some(format!("{drive} is out of service: {reason}"))
+        }
     }
 }

@@ -12,6 +12,7 @@ pub mod case;
 pub mod command;
 pub mod creation;
 mod ec2;
+pub mod fullness;
 mod health;
 pub mod http;
 pub mod ledger;

@@ -7,7 +7,10 @@
 //! knows.
 
 use format::{
-    ctl::{FillProgress, FromManager, RegisterNode, RegisterServer, ReplicaProgress, ToManager},
+    ctl::{
+        DriveState, DriveStatus, FillProgress, FromManager, RegisterNode, RegisterServer,
+        ReplicaProgress, ToManager,
+    },
     record::{Group, Instance, Record, Server, ServerDrive},
 };
 use model::{
@@ -36,6 +39,9 @@ pub struct Context<'a> {
     /// A link of another run of the same server is believed dead when silent for this long.
     pub takeover: std::time::Duration,
 }
+
+/// Of what a peer gives as a reason, kept to be shown.
+const REASON_CHARS_MAX: usize = 500;
 
 pub fn opened(live: &mut Live, link: LinkId, out: &mut Vec<Action>) {
     if live.links.len() >= LINKS_MAX {
@@ -122,6 +128,7 @@ fn register_server(
         registration,
         replicas,
         failed_drives,
+        drives: Default::default(),
     };
     live.servers.insert(server.clone(), facts);
     live.unrecorded_servers.insert(server);
@@ -181,6 +188,7 @@ fn register_node(
         attached: registration.attachments.iter().map(held).collect(),
         registration,
         detached: Default::default(),
+        device_failures: Default::default(),
         told: Default::default(),
     };
     live.nodes.insert(node.clone(), facts);
@@ -226,6 +234,7 @@ fn from_server(
             facts.replicas.remove(&replica);
             if let Some(group) = group_of(context.state, server, replica) {
                 live.removed.insert(replica);
+                live.relief.freed(&group.replicas[&replica].drive, now);
                 live.mark(group.config.group);
             }
         }
@@ -240,8 +249,7 @@ fn from_server(
             facts.failed_drives.insert(drive, reason);
             live.dirty.all = true;
         }
-        // Taken up where it is shown.
-        ToManager::DriveStatus(_) => {}
+        ToManager::DriveStatus(status) => drive_status(live, server, status),
         ToManager::Adopted { .. }
         | ToManager::HandedOver { .. }
         | ToManager::MemberSilent { .. }
@@ -250,6 +258,22 @@ fn from_server(
         _ => return Err("a server does not send this".to_owned()),
     }
     Ok(())
+}
+
+/// Bounded: a server may only report drives that it registered.
+fn drive_status(live: &mut Live, server: &ServerId, status: DriveStatus) {
+    let facts = live.servers.get_mut(server).expect("a registered link has its server");
+    if !facts.registration.drives.iter().any(|d| d.drive == status.drive) {
+        return;
+    }
+    // The message that said so first may have been lost with a link.
+    if status.state == DriveState::OutOfService && !facts.failed_drives.contains_key(&status.drive)
+    {
+        let reason = status.reason.clone().unwrap_or_else(|| "the server says no more".to_owned());
+        facts.failed_drives.insert(status.drive.clone(), reason);
+        live.dirty.all = true;
+    }
+    facts.drives.insert(status.drive.clone(), status);
 }
 
 /// The group that has a replica there, if the state knows it.
@@ -364,6 +388,9 @@ fn from_node(
             {
                 return Ok(());
             }
+            if device.is_some() {
+                facts.device_failures.remove(&volume);
+            }
             let ready = Some(ExportReport { nbd_uris, device });
             facts.attached.insert(volume, AttachedReport { attach_generation, ready });
             volume
@@ -373,6 +400,7 @@ fn from_node(
             {
                 facts.attached.remove(&volume);
             }
+            facts.device_failures.remove(&volume);
             if context.state.volumes.contains_key(&volume) {
                 facts.detached.insert(volume, attach_generation);
             }
@@ -386,7 +414,17 @@ fn from_node(
             }
             return Ok(());
         }
-        ToManager::SizeShown { .. } | ToManager::DeviceFailed { .. } => return Ok(()),
+        ToManager::DeviceFailed { volume, reason } => {
+            if context.state.volumes.contains_key(&volume) {
+                let reason = reason.chars().take(REASON_CHARS_MAX).collect();
+                facts.device_failures.insert(volume, reason);
+            }
+            return Ok(());
+        }
+        ToManager::SizeShown { volume, .. } => {
+            facts.device_failures.remove(&volume);
+            return Ok(());
+        }
         _ => return Err("a node manager does not send this".to_owned()),
     };
     if let Some(record) = context.state.volumes.get(&volume) {

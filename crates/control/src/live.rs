@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use format::ctl::{FillProgress, FromManager, RegisterServer, ReplicaReport};
+use format::{
+    ctl::{DriveStatus, FillProgress, FromManager, RegisterServer, ReplicaReport},
+    record::Placed,
+};
 use model::{
     epoch::{AttachGeneration, Epoch},
     id::{BootId, DriveId, DriveName, GroupId, NodeId, ReplicaId, ServerId, VolumeId},
@@ -21,6 +24,7 @@ use model::{
 };
 
 use crate::{
+    fullness::Relief,
     machine::{LinkId, Timing},
     reconcile::{Repeat, Telling},
     state::State,
@@ -51,6 +55,7 @@ pub struct Live {
     pub unrecorded_servers: BTreeSet<ServerId>,
     pub unrecorded_nodes: BTreeSet<NodeId>,
     pub dirty: Dirty,
+    pub relief: Relief,
 }
 
 /// Which groups to look at again.
@@ -95,6 +100,8 @@ pub struct ServerLive {
     pub registration: RegisterServer,
     pub replicas: BTreeMap<ReplicaId, ReplicaReport>,
     pub failed_drives: BTreeMap<DriveName, String>,
+    /// Of the drives in the registration, as the server last said.
+    pub drives: BTreeMap<DriveName, DriveStatus>,
 }
 
 #[derive(Debug)]
@@ -107,6 +114,8 @@ pub struct NodeLive {
     pub attached: BTreeMap<VolumeId, AttachedReport>,
     /// What it has detached since it registered.
     pub detached: BTreeMap<VolumeId, AttachGeneration>,
+    /// Why it could not make or grow the kernel block device of a volume.
+    pub device_failures: BTreeMap<VolumeId, String>,
     /// The primary that it was last told of, per volume, on this link.
     pub told: BTreeMap<VolumeId, ReplicaId>,
 }
@@ -143,6 +152,8 @@ pub struct GroupLive {
     pub fills_given_up: u32,
     pub hand_over_pause: Pause,
     pub placement_pause: Pause,
+    /// After a move away from a full drive that could not be carried out.
+    pub move_pause: Pause,
     pub fill: Option<FillProgress>,
     pub allocated: ByteCount,
     /// Bytes moved by fills before the present one.
@@ -194,7 +205,12 @@ impl Pause {
     const DOUBLINGS_MAX: u32 = 6;
 
     pub fn failed(&mut self, now: Instant) {
-        self.until = now + Self::FIRST * (1 << self.failures.min(Self::DOUBLINGS_MAX));
+        self.failed_for(now, Self::FIRST);
+    }
+
+    /// `first`: how long after the first failure; twice as long after each further one.
+    pub fn failed_for(&mut self, now: Instant, first: Duration) {
+        self.until = now + first * (1 << self.failures.min(Self::DOUBLINGS_MAX));
         self.failures = self.failures.saturating_add(1);
     }
 
@@ -218,8 +234,22 @@ pub enum Standing {
     /// Not heard of, but this manager has not run long enough to tell.
     Unknown,
     Down,
-    /// The server is up and does not hold the replica any more, or its drive has failed.
-    Lost,
+    /// The server is up and does not hold the replica any more: its drive was swapped, say.
+    Missing,
+    /// The server is up, and the replica's drive is out of service.
+    DriveFailed,
+}
+
+impl Standing {
+    /// Neither up nor possibly up.
+    pub fn is_gone(self) -> bool {
+        matches!(self, Self::Down) || self.is_lost()
+    }
+
+    /// What it held is gone, though its server is up.
+    pub fn is_lost(self) -> bool {
+        matches!(self, Self::Missing | Self::DriveFailed)
+    }
 }
 
 impl Live {
@@ -237,9 +267,29 @@ impl Live {
         }
     }
 
+    /// How a replica stands whose server stands so.
+    pub fn replica_standing(&self, server: Standing, placed: &Placed) -> Standing {
+        if server != Standing::Up {
+            return server;
+        }
+        let Some(facts) = self.servers.get(&placed.drive.server) else { return Standing::Unknown };
+        if facts.failed_drives.contains_key(&placed.drive.drive) {
+            Standing::DriveFailed
+        } else if placed.created && !facts.replicas.contains_key(&placed.replica) {
+            Standing::Missing
+        } else {
+            Standing::Up
+        }
+    }
+
     /// How long a server that is not up has been away, as far as this manager can know.
     pub fn away_for(&self, server: &ServerId, now: Instant) -> Duration {
         now.since(self.servers.get(server).map_or(self.started, |s| s.heard))
+    }
+
+    /// Bytes that each replica of the group holds, as far as this process has heard.
+    pub fn stored(&self, group: GroupId) -> u64 {
+        self.groups.get(&group).map_or(0, |g| g.allocated.get())
     }
 
     pub fn node_up(&self, node: &NodeId, now: Instant, timing: &Timing) -> bool {
@@ -310,6 +360,7 @@ impl Live {
         for node in self.nodes.values_mut() {
             node.detached.retain(|v, _| state.volumes.contains_key(v));
             node.told.retain(|v, _| state.volumes.contains_key(v));
+            node.device_failures.retain(|v, _| state.volumes.contains_key(v));
         }
         for link in self.links.values_mut() {
             let kept = |key: &MessageKey| match key {

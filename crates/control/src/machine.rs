@@ -20,7 +20,7 @@ use format::{
     record::Record,
 };
 use model::{
-    id::{AccountId, GroupId, ServerId},
+    id::{AccountId, DriveId, GroupId, ServerId},
     time::{Instant, WallTime},
 };
 
@@ -145,6 +145,10 @@ pub enum Action {
         call: CallToken,
         response: HttpResponse,
     },
+    /// Something that operators should see in the log.
+    Report {
+        text: String,
+    },
 }
 
 /// Commands that wait for their turn. Beyond it callers are told to come back.
@@ -171,6 +175,8 @@ pub struct Manager {
     /// Old client tokens are to be looked for.
     sweep: bool,
     servers_up: BTreeSet<ServerId>,
+    /// Full drives from which a replica may be moved.
+    full_drives: Vec<DriveId>,
     /// Groups that were not settled when last looked at.
     busy: BTreeSet<GroupId>,
     #[cfg(test)]
@@ -234,6 +240,7 @@ impl Manager {
             passed: now,
             sweep: true,
             servers_up: BTreeSet::new(),
+            full_drives: Vec::new(),
             busy: BTreeSet::new(),
             #[cfg(test)]
             typed_answers: Vec::new(),
@@ -324,6 +331,7 @@ impl Manager {
             place: &self.params.place,
             servers_up: &servers_up,
             nodes_up: &nodes_up,
+            live: &self.live,
             wall,
             request_id,
         })

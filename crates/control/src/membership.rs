@@ -129,7 +129,7 @@ fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
     }
     let silent = |replica| {
         let standing = case.standing(replica);
-        if standing == Standing::Lost {
+        if standing.is_lost() {
             return true;
         }
         let Some(silence) = facts.silent.get(&replica) else { return false };

@@ -97,6 +97,7 @@ fn wanted_zone(desk: &Desk<'_>, request: &ModifyVolume, now: &Zone) -> Result<Zo
 fn plan(desk: &mut Desk<'_>, group: &Group, target: &Parameters) -> Result<Group, Refusal> {
     let mut fleet = replacing::fleet(desk.state, desk.live, desk.now, &desk.params.timing);
     let mut plan = group.clone();
+    let stored = desk.live.stored(group.config.group);
     let in_use: BTreeSet<_> = group.config.members.iter().map(|m| m.server.clone()).collect();
     let mut taken = BTreeSet::new();
     let mut homes: Vec<Option<Placed>> = Vec::new();
@@ -110,7 +111,7 @@ fn plan(desk: &mut Desk<'_>, group: &Group, target: &Parameters) -> Result<Group
         let placed = match home {
             Some(placed) => placed,
             None => {
-                let drive = elsewhere(&fleet, now, target, &taken, &in_use)?;
+                let drive = elsewhere(&fleet, now, target, (&taken, &in_use), stored)?;
                 let claim = Claim { size: target.size, rate: target.rate };
                 fleet.ledger.reserve(&drive, claim);
                 taken.insert(drive.server.clone());
@@ -151,8 +152,8 @@ fn elsewhere(
     fleet: &Fleet,
     now: &Placed,
     target: &Parameters,
-    taken: &BTreeSet<ServerId>,
-    in_use: &BTreeSet<ServerId>,
+    (taken, in_use): (&BTreeSet<ServerId>, &BTreeSet<ServerId>),
+    stored: u64,
 ) -> Result<DriveId, Refusal> {
     let zone_rule = if taken.is_empty() { ZoneRule::Strict } else { ZoneRule::WhereZoneHasNone };
     let wish = Wish {
@@ -160,6 +161,7 @@ fn elsewhere(
         zone: &target.zone,
         zone_rule,
         claim: Claim { size: target.size, rate: target.rate },
+        stored,
         excluded: taken,
         preferred: in_use,
     };
@@ -171,7 +173,7 @@ fn elsewhere(
 fn wish_own_drive_barred(fleet: &Fleet, now: &Placed) -> Fleet {
     let mut barred = fleet.barred.clone();
     barred.insert(now.drive.clone());
-    Fleet { ledger: fleet.ledger.clone(), up: fleet.up.clone(), barred }
+    Fleet { barred, ..fleet.clone() }
 }
 
 /// Replicas that will leave serve until then: where their drives have room, they get the new

@@ -3,7 +3,8 @@
 //! Decides: which drive gets a new replica.
 //! Does not: reserve it, or move anything.
 //! Invariants: never a server that is excluded (it has, or will have, another replica of the
-//! group); never more than is left in the ledger; the same fleet and wish give the same drive.
+//! group); never more than is left in the ledger; never onto a drive that is nearly full of data,
+//! or would be; the same fleet and wish give the same drive.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,16 +13,37 @@ use model::{
     volume::Media,
 };
 
-use crate::ledger::{Account, Claim, Ledger};
+use crate::{
+    fullness::{PLACEMENT_PERCENT, share_reaches},
+    ledger::{Account, Claim, Ledger, Sum},
+};
 
 /// Everything that a choice depends on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Fleet {
     pub ledger: Ledger,
     /// Servers that are up.
     pub up: BTreeSet<ServerId>,
     /// Drives that are out of service, or have just refused.
     pub barred: BTreeSet<DriveId>,
+    /// What drives hold, where it is known.
+    pub stored: BTreeMap<DriveId, Stored>,
+}
+
+/// Bytes in use on a drive, with what is on its way there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub used: u64,
+    pub total: u64,
+}
+
+impl Stored {
+    /// Whether so many bytes more leave it below the mark for placement, which it has not
+    /// reached yet.
+    fn takes(self, more: u64) -> bool {
+        let reaches = |used| share_reaches(used, self.total, PLACEMENT_PERCENT);
+        !reaches(self.used) && !reaches(self.used.saturating_add(more))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -31,6 +53,8 @@ pub struct Wish<'a> {
     /// Whether a drive in another zone will do where the zone has none.
     pub zone_rule: ZoneRule,
     pub claim: Claim,
+    /// Bytes that the replica will hold as soon as it is filled.
+    pub stored: u64,
     /// Servers with another replica of the group: the failure domain.
     pub excluded: &'a BTreeSet<ServerId>,
     /// Servers that hold the volume now: tried first.
@@ -57,13 +81,15 @@ pub struct Refusal {
     pub drives: usize,
     pub excluded: usize,
     pub down: usize,
+    /// Drives that hold too much data already.
+    pub full: usize,
     /// The most that one drive could still promise, each for itself.
-    pub best: crate::ledger::Sum,
+    pub best: Sum,
 }
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { zone, media, claim, drives, excluded, down, best } = self;
+        let Self { zone, media, claim, drives, excluded, down, full, best } = self;
         write!(
             f,
             "There is not enough {media} capacity in {zone} for {} GiB at {} IOPS and {} MiB/s",
@@ -82,6 +108,9 @@ impl std::fmt::Display for Refusal {
         if *down > 0 {
             write!(f, ", {down} out of service")?;
         }
+        if *full > 0 {
+            write!(f, ", {full} too full of data")?;
+        }
         if *excluded > 0 {
             write!(f, ", {excluded} on servers that hold another replica")?;
         }
@@ -94,7 +123,7 @@ impl std::fmt::Display for Refusal {
 struct Score {
     in_another_zone: bool,
     not_in_use: bool,
-    /// The fullest of the three, in thousandths, once the claim is on it.
+    /// The fullest of what is promised and what is stored, in thousandths, once it is there.
     utilisation: u64,
     /// Makes the choice deterministic.
     drive: DriveId,
@@ -106,6 +135,7 @@ pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<DriveId, Refusal> {
     let in_zone = |a: &Account| a.zone == *wish.zone;
     let free = |d: &DriveId| !wish.excluded.contains(&d.server);
     let ready = |d: &DriveId| fleet.up.contains(&d.server) && !fleet.barred.contains(d);
+    let takes = |d: &DriveId| fleet.stored.get(d).is_none_or(|s| s.takes(wish.stored));
     let zone_has_any = candidates.iter().any(|(d, a)| in_zone(a) && free(d));
     let anywhere = match wish.zone_rule {
         ZoneRule::Strict => false,
@@ -115,18 +145,19 @@ pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<DriveId, Refusal> {
     let best = candidates
         .iter()
         .filter(|(_, a)| in_zone(a) || anywhere)
-        .filter(|(d, _)| free(d) && ready(d) && fleet.ledger.fits(d, wish.claim))
+        .filter(|(d, _)| free(d) && ready(d) && takes(d))
+        .filter(|(d, _)| fleet.ledger.fits(d, wish.claim))
         .map(|(d, a)| Score {
             in_another_zone: !in_zone(a),
             not_in_use: !wish.preferred.contains(&d.server),
-            utilisation: utilisation(a, wish.claim),
+            utilisation: utilisation(a, wish.claim).max(filling(fleet, d, wish.stored)),
             drive: (*d).clone(),
         })
         .min();
     best.map(|score| score.drive).ok_or_else(|| {
         let zone: Vec<_> = candidates.iter().filter(|(_, a)| in_zone(a)).collect();
         let usable = zone.iter().filter(|(d, _)| free(d) && ready(d)).map(|(_, a)| a.left());
-        let mut most = crate::ledger::Sum::default();
+        let mut most = Sum::default();
         for left in usable {
             most.bytes = most.bytes.max(left.bytes);
             most.iops = most.iops.max(left.iops);
@@ -139,13 +170,21 @@ pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<DriveId, Refusal> {
             drives: zone.len(),
             excluded: zone.iter().filter(|(d, _)| !free(d)).count(),
             down: zone.iter().filter(|(d, _)| !ready(d)).count(),
+            full: zone.iter().filter(|(d, _)| ready(d) && !takes(d)).count(),
             best: most,
         }
     })
 }
 
+/// How full of data the drive will be, in thousandths.
+fn filling(fleet: &Fleet, drive: &DriveId, more: u64) -> u64 {
+    let Some(Stored { used, total }) = fleet.stored.get(drive) else { return 0 };
+    let thousandths = (u128::from(*used) + u128::from(more)) * 1000 / u128::from(*total).max(1);
+    u64::try_from(thousandths).unwrap_or(u64::MAX)
+}
+
 fn utilisation(account: &Account, claim: Claim) -> u64 {
-    let claim = crate::ledger::Sum::from(claim);
+    let claim = Sum::from(claim);
     let promised = account.promised;
     let share = |used: u64, more: u64, offered: u64| {
         let total = u128::from(used) + u128::from(more);

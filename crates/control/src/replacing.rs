@@ -7,27 +7,36 @@
 //! Invariants: one learner at a time; a member leaves only when the desired set can do without
 //! it; a replica is removed only when the primary acts under a configuration without it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use format::record::{Group, Placed};
 use model::{
     group::Role,
-    id::{DriveId, ReplicaId, ServerId},
+    id::{DriveId, DriveName, ReplicaId, ServerId},
+    time::Instant,
 };
 
 use crate::{
     case::{Case, Decision},
+    fullness,
     ledger::{Claim, Ledger},
-    live::{GroupLive, HandOver, Standing, Stint},
+    live::{GroupLive, HandOver, Live, Standing, Stint},
+    machine::Timing,
     modification,
-    placement::{Fleet, Wish, ZoneRule, choose},
+    placement::{Fleet, Refusal, Stored, Wish, ZoneRule, choose},
     random::Random,
+    state::State,
 };
 
 /// A primary and one mirror.
-const REPLICAS_WANTED: usize = 2;
+pub const REPLICAS_WANTED: usize = 2;
 /// A desired replica that could not be filled so often is given up for another.
 const FILL_FAILURES_MAX: u32 = 6;
+/// A group whose move failed is left alone for so long.
+const MOVE_PAUSE: Duration = Duration::from_secs(60);
 /// A modification for whose replica no room was found so often has failed: half a minute.
 const PLACEMENT_FAILURES_MAX: u32 = 6;
 
@@ -231,8 +240,14 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     if lost.is_none() && case.group.desired.len() >= REPLICAS_WANTED {
         return None;
     }
-    let avoid = lost.filter(|_| unfillable).map(|r| &case.placed(r).drive);
-    if let Some(group) = replaced(case, lost, (ZoneRule::WhereZoneIsFull, avoid), random) {
+    if let Some(lost) = lost
+        && let Some(decision) = call_off(case, facts, lost)
+    {
+        return Some(decision);
+    }
+    let mut fleet = fleet(case.state, case.live, case.now, case.timing);
+    fleet.barred.extend(lost.filter(|_| unfillable).map(|r| case.placed(r).drive.clone()));
+    if let Ok(group) = replaced(case, &fleet, lost, ZoneRule::WhereZoneIsFull, random) {
         facts.learner_pause.reset();
         facts.fills_given_up += u32::from(unfillable);
         return Some(Decision { writes: vec![case.put_group(group)], placed: true });
@@ -247,9 +262,28 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     None
 }
 
+/// A move that nobody asked for, only a full drive, and that cannot be carried out: the replica
+/// that was to leave is in sync still, and stays.
+fn call_off(case: &Case<'_>, facts: &mut GroupLive, lost: ReplicaId) -> Option<Decision> {
+    let others: Vec<_> = case.group.desired.iter().filter(|p| p.replica != lost).collect();
+    let apart = |r: ReplicaId| others.iter().all(|p| p.drive.server != *case.server_of(r));
+    let stays = case
+        .config()
+        .in_sync()
+        .map(|m| m.replica)
+        .find(|r| !case.is_desired(*r) && case.is_up(*r) && apart(*r))
+        .filter(|_| case.modification.is_none())?;
+    let mut group = case.group.clone();
+    let slot = group.desired.iter_mut().find(|p| p.replica == lost).expect("it is desired");
+    *slot = case.placed(stays).clone();
+    facts.learner_pause.reset();
+    facts.move_pause.failed_for(case.now, MOVE_PAUSE);
+    Some(Decision::of(vec![case.put_group(group)]))
+}
+
 pub fn is_lost(case: &Case<'_>, replica: ReplicaId) -> bool {
     match case.standing(replica) {
-        Standing::Lost => true,
+        Standing::Missing | Standing::DriveFailed => true,
         Standing::Down => away_for(case, replica) >= case.remirror_delay,
         Standing::Up | Standing::Unknown => case.live.refused.contains_key(&replica),
     }
@@ -259,15 +293,14 @@ fn away_for(case: &Case<'_>, replica: ReplicaId) -> Duration {
     case.live.away_for(case.server_of(replica), case.now)
 }
 
-/// The group with another replica in the place of `lost`, or added when none is lost, reserved;
-/// `None` when no drive has room. Drives that failed or refused are out of the question anyway;
-/// one more may be.
+/// The group with another replica in the place of `lost`, or added when none is lost, reserved.
 pub fn replaced(
     case: &Case<'_>,
+    fleet: &Fleet,
     lost: Option<ReplicaId>,
-    (zone_rule, avoid): (ZoneRule, Option<&DriveId>),
+    zone_rule: ZoneRule,
     random: &mut Random,
-) -> Option<Group> {
+) -> Result<Group, Refusal> {
     let target = case.target();
     let others = case.group.desired.iter().map(|p| p.replica).filter(|r| Some(*r) != lost);
     let excluded: BTreeSet<ServerId> = others.map(|r| case.server_of(r).clone()).collect();
@@ -276,12 +309,11 @@ pub fn replaced(
         zone: &target.zone,
         zone_rule,
         claim: Claim { size: target.size, rate: target.rate },
+        stored: case.live.stored(case.config().group),
         excluded: &excluded,
         preferred: &BTreeSet::new(),
     };
-    let mut fleet = fleet(case.state, case.live, case.now, case.timing);
-    fleet.barred.extend(avoid.cloned());
-    let drive = choose(&fleet, &wish).ok()?;
+    let drive = choose(fleet, &wish)?;
     let replica = ReplicaId::from_random(random.wide());
     let placed = Placed { replica, drive, size: target.size, rate: target.rate, created: false };
     let mut group = case.group.clone();
@@ -290,23 +322,29 @@ pub fn replaced(
         None => group.desired.push(placed.clone()),
     }
     group.replicas.insert(replica, placed);
-    Some(group)
+    Ok(group)
 }
 
-/// What placement may choose from, now.
-pub fn fleet(
-    state: &crate::state::State,
-    live: &crate::live::Live,
-    now: model::time::Instant,
-    timing: &crate::machine::Timing,
-) -> Fleet {
-    let failed = live.servers.iter().flat_map(|(server, facts)| {
-        facts
-            .failed_drives
-            .keys()
-            .map(|drive| DriveId { server: server.clone(), drive: drive.clone() })
-    });
-    let mut barred: BTreeSet<_> = failed.collect();
-    barred.extend(live.refused_by.keys().cloned());
-    Fleet { ledger: Ledger::of(state), up: live.servers_up(now, timing), barred }
+/// What placement may choose from, now. Drives that failed or refused are out of the question.
+pub fn fleet(state: &State, live: &Live, now: Instant, timing: &Timing) -> Fleet {
+    let mut barred: BTreeSet<DriveId> = live.refused_by.keys().cloned().collect();
+    let mut stored = BTreeMap::new();
+    for (server, facts) in &live.servers {
+        let id = |drive: &DriveName| DriveId { server: server.clone(), drive: drive.clone() };
+        barred.extend(facts.failed_drives.keys().map(id));
+        for (drive, status) in facts.drives.iter().filter(|(_, s)| s.usage.slots_total > 0) {
+            let (used, total) = (fullness::used(&status.usage), fullness::total(&status.usage));
+            stored.insert(id(drive), Stored { used, total });
+        }
+    }
+    // What is being filled counts whole: how much of it is there already is not known.
+    for group in state.groups.values() {
+        let filled = |p: &&Placed| !group.config.is_in_sync(p.replica);
+        for placed in group.desired.iter().filter(filled) {
+            if let Some(stored) = stored.get_mut(&placed.drive) {
+                stored.used = stored.used.saturating_add(live.stored(group.config.group));
+            }
+        }
+    }
+    Fleet { ledger: Ledger::of(state), up: live.servers_up(now, timing), barred, stored }
 }

@@ -1,13 +1,14 @@
 //! DescribeVolumeStatus: whether a volume serves, and with all its replicas.
 //!
 //! `ok`: served, every wanted replica in sync. `warning`, with `io-performance` `degraded`:
-//! served by fewer. `impaired`, `stalled`: its primary's server is away, requests wait.
-//! `insufficient-data`: not made yet. Data is never suspect here, so `io-enabled` always passes.
+//! served by fewer. `impaired`, `stalled`: its primary is away, requests wait. `impaired` with
+//! `io-enabled` `failed`: no replica is left that holds what was acknowledged. Each of these has an
+//! event that says which replica is wrong. `insufficient-data`: not made yet.
 
 use format::record::Volume;
 use model::state::VolumeState;
 
-use super::{Asked, Body, Scope, Zones, form::Form};
+use super::{Asked, Body, Scope, Zones, form::Form, xml::Xml};
 use crate::{api::ApiError, health::Health};
 
 const FILTERS: [&str; 13] = [
@@ -33,47 +34,55 @@ pub fn describe(scope: &Scope<'_>, form: &mut Form) -> Result<Body, ApiError> {
         .into_iter()
         .map(|volume| Status::of(scope, volume))
         .filter(|status| filters.accept(|name| status.values(name, &zones)))
-        .map(|status| (status.volume.volume.to_string(), status.print_later()));
+        .map(|status| (status.volume.volume.to_string(), status));
     let (found, token) = page.cut(found);
     Ok(Box::new(move |xml| {
-        xml.list("volumeStatusSet", found, |xml, (volume, status, details, instances)| {
-            xml.value("volumeId", volume.volume);
-            xml.value("availabilityZone", &volume.zone);
-            xml.optional("availabilityZoneId", zones.id(&volume.zone));
-            xml.element("volumeStatus", |xml| {
-                xml.value("status", status);
-                xml.list("details", details, |xml, (name, status)| {
-                    xml.value("name", name);
-                    xml.value("status", status);
-                });
-            });
-            xml.element("eventsSet", |_| {});
-            xml.element("actionsSet", |_| {});
-            xml.list("attachmentStatuses", instances, |xml, instance| {
-                xml.value("instanceId", instance);
-                xml.value("ioPerformance", details[1].1);
-            });
-        });
+        xml.list("volumeStatusSet", found, |xml, status| status.print(xml, &zones));
         xml.optional("nextToken", token);
     }))
 }
 
 type Details = [(&'static str, &'static str); 3];
 
-struct Status<'a> {
-    volume: &'a Volume,
+struct Status {
+    volume: Volume,
     status: &'static str,
     details: Details,
+    event: Option<Event>,
     instances: Vec<String>,
 }
 
-impl<'a> Status<'a> {
-    fn of(scope: &Scope<'_>, volume: &'a Volume) -> Self {
+struct Event {
+    /// The same as long as the same is wrong.
+    id: String,
+    kind: &'static str,
+    description: String,
+}
+
+impl Event {
+    fn of(volume: &Volume, health: &Health) -> Option<Self> {
+        let kind = match health {
+            _ if health.is_lost() => "potential-data-inconsistency",
+            Health { primary_up: false, .. } => "io-performance:stalled",
+            Health { degraded: true, .. } => "io-performance:degraded",
+            _ => return None,
+        };
+        let description = match health.faults.as_slice() {
+            [] => "A replica is being filled".to_owned(),
+            faults => faults.join("; "),
+        };
+        let id = volume.volume.to_string().replace("vol-", "evol-");
+        Some(Self { id, kind, description })
+    }
+}
+
+impl Status {
+    fn of(scope: &Scope<'_>, volume: &Volume) -> Self {
         let made = !matches!(volume.state, VolumeState::Creating | VolumeState::Error);
-        let health = Health::of(scope.view, volume);
-        let (status, enabled, performance, initialized) = match health {
-            _ if !made => ("insufficient-data", "not-applicable", "not-applicable", "initializing"),
+        let health = Health::of(scope.view, volume).filter(|_| made);
+        let (status, enabled, performance, initialized) = match &health {
             None => ("insufficient-data", "not-applicable", "not-applicable", "initializing"),
+            Some(health) if health.is_lost() => ("impaired", "failed", "stalled", "completed"),
             Some(health) if !health.primary_up => ("impaired", "passed", "stalled", "completed"),
             Some(health) if health.degraded => ("warning", "passed", "degraded", "completed"),
             Some(_) => ("ok", "passed", "normal", "completed"),
@@ -81,13 +90,14 @@ impl<'a> Status<'a> {
         let instances =
             scope.attachments(volume.volume).iter().map(|a| a.instance.to_string()).collect();
         Self {
-            volume,
+            volume: volume.clone(),
             status,
             details: [
                 ("io-enabled", enabled),
                 ("io-performance", performance),
                 ("initialization-state", initialized),
             ],
+            event: health.and_then(|health| Event::of(volume, &health)),
             instances,
         }
     }
@@ -100,12 +110,34 @@ impl<'a> Status<'a> {
             "volume-status.status" => vec![owned(self.status)],
             "volume-status.details-name" => self.details.iter().map(|d| owned(d.0)).collect(),
             "volume-status.details-status" => self.details.iter().map(|d| owned(d.1)).collect(),
-            // There are no events and no actions.
+            "event.event-id" => self.event.iter().map(|e| e.id.clone()).collect(),
+            "event.event-type" => self.event.iter().map(|e| owned(e.kind)).collect(),
+            "event.description" => self.event.iter().map(|e| e.description.clone()).collect(),
+            // An event has no times, and there are no actions.
             _ => Vec::new(),
         }
     }
 
-    fn print_later(self) -> (Volume, &'static str, Details, Vec<String>) {
-        (self.volume.clone(), self.status, self.details, self.instances)
+    fn print(&self, xml: &mut Xml, zones: &Zones) {
+        xml.value("volumeId", self.volume.volume);
+        xml.value("availabilityZone", &self.volume.zone);
+        xml.optional("availabilityZoneId", zones.id(&self.volume.zone));
+        xml.element("volumeStatus", |xml| {
+            xml.value("status", self.status);
+            xml.list("details", self.details, |xml, (name, status)| {
+                xml.value("name", name);
+                xml.value("status", status);
+            });
+        });
+        xml.list("eventsSet", &self.event, |xml, event| {
+            xml.value("description", &event.description);
+            xml.value("eventId", &event.id);
+            xml.value("eventType", event.kind);
+        });
+        xml.element("actionsSet", |_| {});
+        xml.list("attachmentStatuses", &self.instances, |xml, instance| {
+            xml.value("instanceId", instance);
+            xml.value("ioPerformance", self.details[1].1);
+        });
     }
 }

@@ -312,7 +312,12 @@ fn filters_choose_everywhere_else() {
             "volumeId",
             &[IO1],
         ),
-        ("DescribeVolumeStatus&Filter.1.Name=event.event-id&Filter.1.Value.1=*", "volumeId", &[]),
+        (
+            "DescribeVolumeStatus&Filter.1.Name=event.event-id&Filter.1.Value.1=*",
+            "volumeId",
+            &[IO1],
+        ),
+        ("DescribeVolumeStatus&Filter.1.Name=action.code&Filter.1.Value.1=*", "volumeId", &[]),
         ("DescribeTags", "key", &["role", "Name", "empty"]),
         ("DescribeTags&Filter.1.Name=resource-type&Filter.1.Value.1=instance", "key", &["role"]),
         ("DescribeTags&Filter.1.Name=key&Filter.1.Value.1=Na*", "key", &["Name"]),
@@ -390,6 +395,43 @@ fn a_volume_whose_primary_is_away_is_impaired() {
     assert_eq!(status[1..], ["passed", "stalled", "completed"]);
     let answer = fixture.answer(&ec2_call(ONE, &query));
     assert!(text(&answer).contains("<volumeStatus><status>impaired</status>"));
+}
+
+/// Status, io-enabled, io-performance, event type, event description.
+fn status_of(fixture: &Fixture, volume: &str) -> Vec<String> {
+    let query = format!("Action=DescribeVolumeStatus&VolumeId.1={volume}");
+    let statuses = found(fixture, ONE, &query, "status");
+    let overall = found(fixture, ONE, &query, "volumeStatus").concat();
+    let overall = overall.split(['<', '>']).nth(2).expect("a status").to_owned();
+    let events = ["eventType", "description"].map(|e| found(fixture, ONE, &query, e).concat());
+    [vec![overall], statuses[statuses.len() - 3..statuses.len() - 1].to_vec(), events.to_vec()]
+        .concat()
+}
+
+#[test]
+fn a_volume_whose_replicas_are_gone_is_impaired_and_says_why() {
+    let mut fixture = Fixture::new();
+    assert_eq!(status_of(&fixture, GP3), ["ok", "passed", "normal", "", ""]);
+    // The mirror's drive was swapped for an empty one.
+    let mirror = "server-b-1".parse().expect("a name");
+    fixture.live.servers.get_mut(&mirror).expect("up").replicas.clear();
+    let gone = "server-b-1 does not hold rep-0000000000000002 on ssd any more";
+    let degraded = ["warning", "passed", "degraded", "io-performance:degraded", gone];
+    assert_eq!(status_of(&fixture, GP3), degraded);
+    // The primary's drive fails as well: nothing is left of what was acknowledged.
+    let primary = "server-a-1".parse().expect("a name");
+    let failed = ("ssd".parse().expect("a name"), "input/output error".to_owned());
+    fixture.live.servers.get_mut(&primary).expect("up").failed_drives.extend([failed]);
+    let both = format!("server-a-1/ssd is out of service: input/output error; {gone}");
+    let lost = ["impaired", "failed", "stalled", "potential-data-inconsistency", &both];
+    assert_eq!(status_of(&fixture, GP3), lost);
+    for (filter, value) in
+        [("event.event-type", "potential-*"), ("event.event-id", "evol-00000000000000001")]
+    {
+        let query =
+            format!("Action=DescribeVolumeStatus&Filter.1.Name={filter}&Filter.1.Value.1={value}");
+        assert_eq!(found(&fixture, ONE, &query, "volumeId"), [GP3], "{filter}");
+    }
 }
 
 fn decoded(query: &str) -> Command {

@@ -13,8 +13,9 @@ use model::{
 use super::{Action, LOOK, Manager};
 use crate::{
     case::{self, Case, Decision},
-    creation, links,
+    creation, fullness, links,
     reconcile::{self, Repeat, Telling},
+    replacing,
     state::Write,
 };
 
@@ -41,6 +42,50 @@ impl Manager {
         self.live.dirty.all = true;
         self.sweep = true;
         self.live.retain(now, &self.state);
+        self.full_drives = fullness::observe(&self.state, &mut self.live, now, &self.params.timing);
+    }
+
+    /// Moves a replica away from each drive that is full.
+    fn relieve(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) -> Vec<Write> {
+        while let Some(drive) = self.full_drives.pop() {
+            let timing = &self.params.timing;
+            let mut fleet = replacing::fleet(&self.state, &self.live, now, timing);
+            fleet.barred.insert(drive.clone());
+            let groups = self.state.groups.values();
+            let here = groups.filter(|g| g.desired.iter().any(|p| p.drive == drive));
+            let cases = here.filter_map(|group| {
+                let volume = self.state.volumes.get(&group.config.volume)?;
+                let (state, live) = (&self.state, &self.live);
+                let remirror_delay = self.params.remirror_delay;
+                let modification = None;
+                Some(Case {
+                    state,
+                    live,
+                    timing,
+                    remirror_delay,
+                    now,
+                    wall,
+                    group,
+                    volume,
+                    modification,
+                })
+            });
+            match fullness::relieve(cases, &fleet, &drive, &mut self.random) {
+                Ok(decision) => {
+                    self.live.relief.set_moving(&drive);
+                    let text = format!("{drive} is full; a replica is moved away from it");
+                    out.push(Action::Report { text });
+                    return decision.writes;
+                }
+                Err(reason) => {
+                    let text = format!("{drive} is full, and nothing can be moved away: {reason}");
+                    if self.live.relief.set_stuck(&drive, reason) {
+                        out.push(Action::Report { text });
+                    }
+                }
+            }
+        }
+        Vec::new()
     }
 
     /// Looks at every group that may need it. True when that led to a commit.
@@ -53,6 +98,9 @@ impl Manager {
         let mut writes = links::registrations(&mut self.live, &self.state, wall);
         if writes.is_empty() {
             writes = self.reconcile_groups(now, wall, out);
+        }
+        if writes.is_empty() {
+            writes = self.relieve(now, wall, out);
         }
         if writes.is_empty() && std::mem::take(&mut self.sweep) {
             writes = creation::expired_tokens(&self.state, wall);

@@ -7,6 +7,7 @@
 //! a key that is not known is refused.
 
 mod asks;
+mod fleet;
 mod routes;
 mod shown;
 
@@ -114,14 +115,10 @@ fn read(view: &View<'_>, caller: &Caller, route: &Route<'_>) -> Result<HttpRespo
         }
         Endpoint::Attachments => {
             let own = state.attachments.values().filter(|a| a.account == caller.account);
-            let attachments: Vec<_> = own.map(shown::Attachment::of).collect();
+            let attachments: Vec<_> = own.map(|a| shown::Attachment::of(view, a)).collect();
             success(view, &json!({ "attachments": attachments }))
         }
-        Endpoint::Servers => {
-            let servers: Vec<_> =
-                state.servers.values().map(|s| shown::Server::of(view, s)).collect();
-            success(view, &json!({ "servers": servers }))
-        }
+        Endpoint::Servers => success(view, &json!({ "servers": fleet::servers(view) })),
         Endpoint::Nodes => success(view, &json!({ "nodes": shown::nodes(view, caller) })),
         Endpoint::Instances => {
             let own = state.instances.values().filter(|i| i.account == caller.account);
@@ -174,7 +171,7 @@ pub fn print(view: &View<'_>, done: &Done) -> HttpResponse {
     match done {
         Done::Volume(volume) => success(view, &shown::Volume::of(view, volume)),
         Done::Modification(m) => success(view, &shown::Modification::of(m)),
-        Done::Attachment(a) => success(view, &shown::Attachment::of(a)),
+        Done::Attachment(a) => success(view, &shown::Attachment::of(view, a)),
         Done::Account { account, key } => success(view, &shown::new_account(account, key)),
         Done::Nothing => success(view, &json!({})),
     }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     api::{Caller, View},
     health::Health,
+    live::Standing,
     sts,
 };
 
@@ -48,6 +49,10 @@ pub struct Volume {
     in_sync: usize,
     wanted: usize,
     degraded: bool,
+    /// Requests wait: the primary is away.
+    impaired: bool,
+    /// What is wrong with its replicas.
+    faults: Vec<String>,
 }
 
 impl Volume {
@@ -72,14 +77,16 @@ impl Volume {
                 .state
                 .attachments_of(volume.volume)
                 .filter(live)
-                .map(Attachment::of)
+                .map(|a| Attachment::of(view, a))
                 .collect(),
             modification: view.state.latest_modification(volume.volume).map(Modification::of),
             epoch: group.map_or(0, |g| g.config.epoch.get()),
             replicas: group.map_or_else(Vec::new, |g| replicas(view, g)),
-            in_sync: health.map_or(0, |h| h.in_sync),
-            wanted: health.map_or(0, |h| h.wanted),
-            degraded: health.is_some_and(|h| h.degraded),
+            in_sync: health.as_ref().map_or(0, |h| h.in_sync),
+            wanted: health.as_ref().map_or(0, |h| h.wanted),
+            degraded: health.as_ref().is_some_and(|h| h.degraded),
+            impaired: health.as_ref().is_some_and(|h| !h.primary_up),
+            faults: health.map(|h| h.faults).unwrap_or_default(),
         }
     }
 }
@@ -95,6 +102,8 @@ pub struct Replica {
     emulation: Option<String>,
     role: &'static str,
     server_up: bool,
+    /// Whether it is there, or why not.
+    state: &'static str,
 }
 
 /// The configuration's members in their order, then replicas that hold space outside of it.
@@ -109,6 +118,7 @@ fn replicas(view: &View<'_>, group: &record::Group) -> Vec<Replica> {
             emulation: hardware.and_then(|d| d.emulation.clone()),
             role,
             server_up: view.servers_up.contains(&drive.server),
+            state: group.replicas.get(&id).map_or("missing", |placed| state(view, placed)),
             server: drive.server.to_string(),
             drive: drive.drive.to_string(),
         }
@@ -123,6 +133,16 @@ fn replicas(view: &View<'_>, group: &record::Group) -> Vec<Replica> {
     });
     let outside = group.replicas.values().filter(|p| group.config.member(p.replica).is_none());
     members.chain(outside.map(|p| replica(p.replica, p.drive.clone(), "spare"))).collect()
+}
+
+fn state(view: &View<'_>, placed: &record::Placed) -> &'static str {
+    match view.standing(placed) {
+        Standing::Up if placed.created => "up",
+        Standing::Up => "not-made",
+        Standing::Down | Standing::Unknown => "server-down",
+        Standing::Missing => "missing",
+        Standing::DriveFailed => "drive-out-of-service",
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -190,10 +210,14 @@ pub struct Attachment {
     attached: String,
     nbd_uris: Vec<String>,
     kernel_device: Option<String>,
+    /// Why the kernel block device could not be made or grown; it is tried again.
+    device_error: Option<String>,
 }
 
 impl Attachment {
-    pub fn of(attachment: &record::Attachment) -> Self {
+    pub fn of(view: &View<'_>, attachment: &record::Attachment) -> Self {
+        let instance = view.state.instances.get(&attachment.instance);
+        let node = instance.and_then(|i| view.live.nodes.get(&i.node));
         Self {
             volume_id: attachment.volume.to_string(),
             instance_id: attachment.instance.to_string(),
@@ -202,61 +226,7 @@ impl Attachment {
             attached: attachment.attached.to_string(),
             nbd_uris: attachment.nbd_uris.clone(),
             kernel_device: attachment.kernel_device.clone(),
-        }
-    }
-}
-
-#[derive(Debug, Serialize)]
-pub struct Server {
-    server: String,
-    zone: Zone,
-    address: String,
-    up: bool,
-    drives: Vec<Drive>,
-}
-
-#[derive(Debug, Serialize)]
-struct Drive {
-    drive: String,
-    media: Media,
-    emulation: Option<String>,
-    capacity_bytes: u64,
-    iops: u32,
-    throughput_mib: u32,
-    promised_bytes: u64,
-    promised_iops: u64,
-    promised_throughput_mib: u64,
-}
-
-impl Server {
-    pub fn of(view: &View<'_>, server: &record::Server) -> Self {
-        let drive = |d: &record::ServerDrive| {
-            let id = DriveId { server: server.server.clone(), drive: d.drive.clone() };
-            let placed = view.state.groups.values().flat_map(|g| g.replicas.values());
-            let (mut bytes, mut iops, mut throughput) = (0u64, 0u64, 0u64);
-            for placed in placed.filter(|p| p.drive == id) {
-                bytes = bytes.saturating_add(placed.size.to_bytes().get());
-                iops = iops.saturating_add(placed.rate.iops.get().into());
-                throughput = throughput.saturating_add(placed.rate.throughput.get().into());
-            }
-            Drive {
-                drive: d.drive.to_string(),
-                media: d.media,
-                emulation: d.emulation.clone(),
-                capacity_bytes: d.capacity.get(),
-                iops: d.rate.iops.get(),
-                throughput_mib: d.rate.throughput.get(),
-                promised_bytes: bytes,
-                promised_iops: iops,
-                promised_throughput_mib: throughput,
-            }
-        };
-        Self {
-            server: server.server.to_string(),
-            zone: server.zone.clone(),
-            address: server.address.to_string(),
-            up: view.servers_up.contains(&server.server),
-            drives: server.drives.iter().map(drive).collect(),
+            device_error: node.and_then(|n| n.device_failures.get(&attachment.volume)).cloned(),
         }
     }
 }

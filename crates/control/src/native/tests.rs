@@ -231,6 +231,62 @@ fn the_ledger_adds_up_what_was_promised() {
 }
 
 #[test]
+fn the_fleet_shows_how_each_drive_stands() {
+    let mut fixture = Fixture::new();
+    let drives = |fixture: &Fixture| {
+        let (_, value) = get(fixture, ROOT, "/v1/servers");
+        let drive = |n: usize| value["servers"][n]["drives"][0].clone();
+        [drive(0), drive(2)]
+    };
+    let [drive, away] = drives(&fixture);
+    assert_eq!((&drive["state"], &away["state"]), (&json!("serving"), &json!("unknown")));
+    assert_eq!(away["usage"], Value::Null);
+    let usage = &drive["usage"];
+    assert_eq!(usage["total_bytes"], json!(1000u64 * 65_536));
+    assert_eq!(usage["used_bytes"], json!(250u64 * 65_536));
+    assert_eq!((&usage["fullness"], &usage["stuck"]), (&json!("room"), &Value::Null));
+    let bad = ["found", "repaired", "lost"].map(|k| usage[format!("bad_blocks_{k}")].clone());
+    assert_eq!(bad, [json!(3), json!(2), json!(1)]);
+    let server = "server-a-1".parse().expect("a name");
+    let facts = fixture.live.servers.get_mut(&server).expect("up");
+    let ssd = "ssd".parse().expect("a name");
+    facts.drives.get_mut(&ssd).expect("reported").usage.slots_used = 970;
+    facts.failed_drives.insert(ssd, "input/output error".to_owned());
+    let [drive, _] = drives(&fixture);
+    assert_eq!(drive["state"], json!("out-of-service"));
+    assert_eq!(drive["reason"], json!("input/output error"));
+    assert_eq!(drive["usage"]["fullness"], json!("full"));
+}
+
+#[test]
+fn a_replica_that_its_server_does_not_hold_is_missing_and_does_not_count() {
+    let mut fixture = Fixture::new();
+    let shown = |fixture: &Fixture| get(fixture, ONE, &format!("/v1/volumes/{GP3}")).1;
+    assert_eq!(shown(&fixture)["in_sync"], json!(2));
+    for server in ["server-a-1", "server-b-1"] {
+        let server = server.parse().expect("a name");
+        fixture.live.servers.get_mut(&server).expect("up").replicas.clear();
+    }
+    let volume = shown(&fixture);
+    assert_eq!((&volume["in_sync"], &volume["wanted"]), (&json!(0), &json!(2)));
+    assert_eq!((&volume["impaired"], &volume["degraded"]), (&json!(true), &json!(true)));
+    let states: Vec<_> = (0..2).map(|n| volume["replicas"][n]["state"].clone()).collect();
+    assert_eq!(states, [json!("missing"), json!("missing")]);
+    assert_eq!(volume["faults"].as_array().map(Vec::len), Some(2), "{volume}");
+}
+
+#[test]
+fn a_kernel_device_that_cannot_be_made_says_why() {
+    let mut fixture = Fixture::new();
+    let node: model::id::NodeId = "node-a".parse().expect("a name");
+    let volume = GP3.parse().expect("an id");
+    let failures = std::collections::BTreeMap::from([(volume, "no loop device".to_owned())]);
+    fixture.live.nodes.insert(node, fixture.node(failures));
+    let (_, value) = get(&fixture, ONE, "/v1/attachments");
+    assert_eq!(value["attachments"][0]["device_error"], json!("no loop device"));
+}
+
+#[test]
 fn secrets_are_shown_once() {
     let fixture = Fixture::new();
     let answer = fixture.answer(&signed(ROOT, "pliant", "GET", "/v1/accounts", ""));

@@ -5,16 +5,25 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use format::record::{
-    AccessKey, Account, Attachment, Group, Instance, Modification, Parameters, Placed, Server,
-    ServerDrive, Volume,
+use format::{
+    ctl::{
+        Damage, DriveState, DriveStatus, DriveUsage, RegisterNode, RegisterServer, ReplicaReport,
+        ScrubStatus,
+    },
+    record::{
+        AccessKey, Account, Attachment, Group, Instance, Modification, Parameters, Placed, Server,
+        ServerDrive, Volume,
+    },
 };
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Member, Role},
-    id::{AccountId, DriveId, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId},
+    id::{
+        AccountId, BootId, DriveId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId,
+        VolumeId,
+    },
     state::{AttachmentState, ModificationState, VolumeState},
-    time::WallTime,
+    time::{Instant, WallTime},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
     volume::{Media, VolumeType},
 };
@@ -22,6 +31,8 @@ use model::{
 use crate::{
     api::{Place, View},
     http::{HttpRequest, HttpResponse},
+    live::{Live, NodeLive, ServerLive},
+    machine::LinkId,
     router::{Received, receive},
     sigv4::signing::sign,
     state::State,
@@ -55,6 +66,7 @@ pub struct Fixture {
     pub place: Place,
     pub servers_up: BTreeSet<ServerId>,
     pub nodes_up: BTreeSet<NodeId>,
+    pub live: Live,
 }
 
 fn id<T: std::str::FromStr>(text: &str) -> T {
@@ -76,6 +88,7 @@ impl Fixture {
             },
             servers_up: BTreeSet::from([id("server-a-1"), id("server-b-1")]),
             nodes_up: BTreeSet::from([id("node-a")]),
+            live: Live::default(),
         };
         for account in [ONE, TWO, ROOT] {
             fixture.add_account(account);
@@ -105,6 +118,9 @@ impl Fixture {
         fixture.add_group(IO1, "server-c-1");
         fixture.attach();
         fixture.modify();
+        for server in ["server-a-1", "server-b-1"] {
+            fixture.register(server);
+        }
         fixture
     }
 
@@ -114,6 +130,7 @@ impl Fixture {
             place: &self.place,
             servers_up: &self.servers_up,
             nodes_up: &self.nodes_up,
+            live: &self.live,
             wall: NOW,
             request_id: REQUEST_ID,
         }
@@ -162,6 +179,84 @@ impl Fixture {
             }],
         };
         self.state.servers.insert(id(server), record);
+    }
+
+    /// A server reports all that the state places on it, and how its drive stands.
+    fn register(&mut self, server: &str) {
+        let record = self.state.servers[&id(server)].clone();
+        let report = |p: &Placed, group| ReplicaReport {
+            replica: p.replica,
+            group,
+            drive: p.drive.drive.clone(),
+            promised: Epoch::NONE,
+            adopted: Epoch::NONE,
+            allocated: ByteCount::new(1 << 30),
+        };
+        let groups = self.state.groups.values();
+        let replicas = groups
+            .flat_map(|g| g.replicas.values().map(|p| (p, g.config.group)))
+            .filter(|(p, _)| p.drive.server == record.server)
+            .map(|(p, group)| (p.replica, report(p, group)))
+            .collect();
+        let drive: DriveName = id("ssd");
+        let status = DriveStatus {
+            drive: drive.clone(),
+            identity: None,
+            state: DriveState::Serving,
+            reason: None,
+            usage: DriveUsage {
+                slots_total: 1_000,
+                slots_used: 250,
+                slot_bytes: 64 << 10,
+                journal_bytes: 64 << 20,
+                journal_bytes_used: 3 << 20,
+                memory_used: 5 << 20,
+                memory_max: 64 << 20,
+                waiting_for_space: 0,
+            },
+            damage: Damage { bad_found: 3, bad_repaired: 2, bad_lost: 1 },
+            scrub: ScrubStatus { scrubbed_bytes: 7 << 30, passes_finished: 2, percent: 40 },
+        };
+        let registration = RegisterServer {
+            cluster: "fixture".into(),
+            server: record.server.clone(),
+            boot: BootId::from_raw(1),
+            zone: record.zone.clone(),
+            address: record.address,
+            drives: Vec::new(),
+            replicas: Vec::new(),
+        };
+        let facts = ServerLive {
+            link: Some(LinkId(1)),
+            boot: registration.boot,
+            heard: Instant::ZERO,
+            registration,
+            replicas,
+            failed_drives: BTreeMap::new(),
+            drives: BTreeMap::from([(drive, status)]),
+        };
+        self.live.servers.insert(record.server, facts);
+    }
+
+    pub fn node(&self, device_failures: BTreeMap<VolumeId, String>) -> NodeLive {
+        NodeLive {
+            link: None,
+            boot: BootId::from_raw(1),
+            heard: Instant::ZERO,
+            registration: RegisterNode {
+                cluster: "fixture".into(),
+                node: id("node-a"),
+                boot: BootId::from_raw(1),
+                zone: id("local-1a"),
+                account: id(ONE),
+                instances: Vec::new(),
+                attachments: Vec::new(),
+            },
+            attached: BTreeMap::new(),
+            detached: BTreeMap::new(),
+            device_failures,
+            told: BTreeMap::new(),
+        }
     }
 
     fn add_instance(&mut self, instance: &str, account: &str, node: &str) {

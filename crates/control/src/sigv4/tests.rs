@@ -77,6 +77,7 @@ fn verify_at(millis: u64, request: &HttpRequest, services: &[&str]) -> Result<Ca
         place: &place,
         servers_up: &BTreeSet::new(),
         nodes_up: &BTreeSet::new(),
+        live: &crate::live::Live::default(),
         wall,
         request_id: "test",
     };

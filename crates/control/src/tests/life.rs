@@ -229,6 +229,60 @@ fn a_mirror_that_dies_is_dropped_and_replaced() {
     });
 }
 
+/// Its drives are swapped for empty ones, and it is started again.
+fn swap_drives(world: &mut World, server: &str) {
+    world.kill_server(server);
+    world.server(server).replicas.clear();
+    world.start_server(server);
+}
+
+#[test]
+fn a_mirror_whose_drive_was_swapped_is_dropped_and_replaced_at_once() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let before = world.config(volume);
+    let mirror = before.mirrors().next().expect("there is one").clone();
+    swap_drives(&mut world, mirror.server.as_str());
+    let acknowledged = world.acknowledged.len();
+    world.until("writes go on", 1_000, |w| w.acknowledged.len() > acknowledged + 5);
+    // Its server is well, so nothing is waited for.
+    let limit = 4_000;
+    world.until("mirrored again", limit, |w| whole(w, volume));
+    let after = world.config(volume);
+    assert!(after.member(mirror.replica).is_none(), "the lost replica is a member still");
+    assert_eq!(after.primary().replica, before.primary().replica);
+}
+
+#[test]
+fn a_volume_whose_drives_were_both_swapped_waits_and_is_never_served_empty() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let before = world.config(volume);
+    for member in &before.members {
+        swap_drives(&mut world, member.server.as_str());
+    }
+    let acknowledged = world.acknowledged.len();
+    world.run(20_000);
+    assert_eq!(world.acknowledged.len(), acknowledged, "written to nothing");
+    assert_eq!(world.config(volume), before, "an empty replica was made a member");
+}
+
+#[test]
+fn a_drive_that_fails_is_replaced_at_once_whoever_says_so_first() {
+    for status_only in [false, true] {
+        let mut world = World::new();
+        let volume = in_use(&mut world, gp3("local-1a", 8));
+        let primary = world.config(volume).primary().clone();
+        world.fail_drive(primary.server.as_str(), "ssd", status_only);
+        let acknowledged = world.acknowledged.len();
+        world.until("writes go on", 2_000, |w| w.acknowledged.len() > acknowledged + 5);
+        world.until("mirrored again", 6_000, |w| {
+            let config = w.config(volume);
+            config.in_sync().count() == 2 && config.member(primary.replica).is_none()
+        });
+    }
+}
+
 #[test]
 fn a_mirror_that_restarts_at_once_changes_no_configuration() {
     let mut world = World::new();

@@ -75,7 +75,7 @@ fn fleet(servers: &[(u8, bool, Vec<Drive>)]) -> Fleet {
             drives: drives.iter().enumerate().map(record).collect(),
         })));
     }
-    Fleet { ledger: Ledger::of(&state), up, barred: BTreeSet::new() }
+    Fleet { ledger: Ledger::of(&state), up, barred: BTreeSet::new(), stored: BTreeMap::new() }
 }
 
 proptest! {
@@ -94,7 +94,7 @@ proptest! {
             for zone_rule in [ZoneRule::Strict, ZoneRule::WhereZoneHasNone] {
                 let nothing = BTreeSet::new();
                 let wish = Wish {
-                    media, zone: &zone, zone_rule, claim,
+                    media, zone: &zone, zone_rule, claim, stored: 0,
                     excluded: &excluded, preferred: &nothing,
                 };
                 let chosen = choose(&fleet, &wish);
@@ -130,7 +130,7 @@ proptest! {
         let fleet = fleet(&servers);
         let (zone, nothing) = (zone(in_zone), BTreeSet::new());
         let wish = Wish {
-            media, zone: &zone, zone_rule: ZoneRule::Strict, claim,
+            media, zone: &zone, zone_rule: ZoneRule::Strict, claim, stored: 0,
             excluded: &nothing, preferred: &nothing,
         };
         let possible = |(d, a): (&DriveId, &crate::ledger::Account)| {

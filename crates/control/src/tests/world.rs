@@ -10,15 +10,16 @@ use std::{
 
 use format::{
     ctl::{
-        Attach, DriveReport, FillProgress, FromManager, RegisterNode, RegisterServer,
-        ReplicaProgress, ReplicaReport, ToManager,
+        Attach, Damage, DriveReport, DriveState, DriveStatus, DriveUsage, FillProgress,
+        FromManager, RegisterNode, RegisterServer, ReplicaProgress, ReplicaReport, ScrubStatus,
+        ToManager,
     },
     record::{Modification, Record, Volume},
 };
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Role},
-    id::{AccountId, BootId, GroupId, InstanceId, ReplicaId, VolumeId},
+    id::{AccountId, BootId, DriveName, GroupId, InstanceId, ReplicaId, VolumeId},
     time::{Instant, WallTime},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
     volume::Media,
@@ -41,6 +42,8 @@ pub struct Replica {
     pub promised: Epoch,
     pub config: Option<GroupConfig>,
     pub writes: BTreeSet<u64>,
+    /// What it stores, where a test cares.
+    pub bytes: u64,
     // Lost with the process.
     serving: bool,
     handed_over: Option<u64>,
@@ -62,6 +65,10 @@ pub struct Server {
     pub ssd: DriveReport,
     pub hdd: DriveReport,
     pub refuses: bool,
+    /// What the slots of each of its drives hold; without it nothing is said of drives.
+    pub drive_bytes: Option<u64>,
+    /// Writes that wait for space on the SSD.
+    waiting: u64,
     beat: u64,
 }
 
@@ -91,6 +98,7 @@ pub struct World {
     pub kill_at: Option<(u64, bool)>,
     pub steps_seen: Vec<String>,
     pub acknowledged: BTreeSet<u64>,
+    pub reports: Vec<String>,
     pub longest_stall_ms: u64,
     pub handed_over: u64,
     /// Steps that a fill takes, a MiB each.
@@ -193,6 +201,7 @@ impl World {
             kill_at: None,
             steps_seen: Vec::new(),
             acknowledged: BTreeSet::new(),
+            reports: Vec::new(),
             longest_stall_ms: 0,
             handed_over: 0,
             unreadable: false,
@@ -222,6 +231,8 @@ impl World {
                     ssd: drive("ssd", Media::Ssd, 100, rate(10_000, 1_000)),
                     hdd: drive("hdd", Media::Hdd, 200, rate(500, 300)),
                     refuses: false,
+                    drive_bytes: None,
+                    waiting: 0,
                     beat: 0,
                 });
             }
@@ -317,6 +328,7 @@ impl World {
                 promised: replica.promised,
                 config: replica.config.clone(),
                 writes: replica.writes.clone(),
+                bytes: replica.bytes,
                 ..Replica::default()
             };
         }
@@ -332,6 +344,49 @@ impl World {
         if let Some(link) = server.link.take() {
             self.feed(Event::LinkClosed { link });
         }
+    }
+
+    /// Writes where nothing was written before. False where a drive is too full: the write waits.
+    pub fn grow(&mut self, volume: VolumeId, bytes: u64) -> bool {
+        let config = self.config(volume);
+        let mut room = true;
+        for member in &config.members {
+            let server = self.server(member.server.as_str());
+            let total = server.drive_bytes.expect("the test says how large drives are");
+            let fits = (server.used("ssd") + bytes) * 100 <= total * 97;
+            server.waiting = u64::from(!fits);
+            room &= fits;
+        }
+        let members = config.in_sync().filter(|_| room);
+        for member in members {
+            let replica = self.server(member.server.as_str()).replicas.get_mut(&member.replica);
+            replica.expect("members are there").bytes += bytes;
+        }
+        room
+    }
+
+    /// The drive's replicas are served no more. `status_only`: the first word of it was lost.
+    pub fn fail_drive(&mut self, name: &str, drive: &str, status_only: bool) {
+        let server = self.server(name);
+        server.replicas.retain(|_, r| r.drive != drive);
+        let link = server.link.expect("linked");
+        let (drive, reason): (DriveName, _) = (drive.parse().expect("a name"), "EIO".to_owned());
+        self.report(
+            link,
+            if status_only {
+                ToManager::DriveStatus(DriveStatus {
+                    drive,
+                    identity: None,
+                    state: DriveState::OutOfService,
+                    reason: Some(reason),
+                    usage: DriveUsage::default(),
+                    damage: Damage::default(),
+                    scrub: ScrubStatus::default(),
+                })
+            } else {
+                ToManager::DriveFailed { drive, reason }
+            },
+        );
     }
 
     pub fn report(&mut self, link: LinkId, message: ToManager) {
@@ -454,6 +509,7 @@ impl World {
                 }
                 Action::Commit { commit, writes } => self.commit(commit, &writes),
                 Action::AnswerHttp { .. } => {}
+                Action::Report { text } => self.reports.push(text),
             }
         }
     }
@@ -546,6 +602,9 @@ impl World {
         if now >= server.beat + 500 {
             server.beat = now;
             answers.push(ToManager::Beat { replicas: server.progress(self.fill_steps) });
+            if let Some(bytes) = server.drive_bytes {
+                answers.push(ToManager::DriveStatus(server.drive_status("ssd", bytes)));
+            }
         }
         let Some(link) = server.link else { return };
         for message in answers {
@@ -650,7 +709,9 @@ impl World {
                 other.promised = epoch;
                 other.serving = false;
             }
+            let bytes = mine.bytes;
             let Role::Learner { source } = member.role else {
+                other.bytes = bytes;
                 // What was not acknowledged is sent again.
                 other.writes.extend(mine.writes.iter());
                 continue;
@@ -662,6 +723,10 @@ impl World {
                 _ => 0,
             };
             mine.filled = Some((member.replica, filled));
+            let there = bytes * filled.min(self.fill_steps) / self.fill_steps;
+            if let Some(other) = self.member(&server, member.replica, epoch) {
+                other.bytes = there;
+            }
             if filled >= self.fill_steps {
                 let other = self.member(&server, member.replica, epoch).expect("seen above");
                 other.writes.clone_from(&mine.writes);
@@ -847,11 +912,34 @@ impl Server {
                 group: config.group,
                 replica: *id,
                 epoch: config.epoch,
-                allocated: ByteCount::new(fill_steps << 20),
+                allocated: ByteCount::new(replica.bytes.max(fill_steps << 20)),
                 fill: fill.filter(|_| config.learners().next().is_some()),
             }
         };
         self.primaries().iter().map(of).collect()
+    }
+
+    pub fn used(&self, drive: &str) -> u64 {
+        self.replicas.values().filter(|r| r.drive == drive).map(|r| r.bytes).sum()
+    }
+
+    fn drive_status(&self, drive: &str, bytes: u64) -> DriveStatus {
+        let usage = DriveUsage {
+            slots_total: bytes >> 20,
+            slots_used: self.used(drive) >> 20,
+            slot_bytes: 1 << 20,
+            waiting_for_space: self.waiting,
+            ..DriveUsage::default()
+        };
+        DriveStatus {
+            drive: drive.parse().expect("a name"),
+            identity: None,
+            state: DriveState::Serving,
+            reason: None,
+            usage,
+            damage: Damage::default(),
+            scrub: ScrubStatus::default(),
+        }
     }
 
     fn handle(&mut self, now: u64, message: FromManager) -> Option<ToManager> {

@@ -1,5 +1,7 @@
-//! `pliant server|node|instance|zone list`.
+//! `pliant server list|show`, `pliant node|instance|zone list`.
 
+use anyhow::bail;
+use clap::Subcommand;
 use serde_json::Value;
 
 use super::{
@@ -7,10 +9,40 @@ use super::{
     table::{Rows, bytes, elements, number, text, up},
 };
 
-pub fn servers(reach: &Reach) -> anyhow::Result<()> {
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// List the servers' drives: how each stands, what it holds and has promised
+    List(Reach),
+    /// Show one server's drives in full: space, journal, memory, damage, scrub
+    Show {
+        server: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::List(reach) => servers(&reach),
+        Command::Show { server, reach } => show(&reach, &server),
+    }
+}
+
+fn servers(reach: &Reach) -> anyhow::Result<()> {
     reach.print(&reach.client()?.get("/v1/servers")?, |answer| {
-        let header =
-            ["SERVER", "ZONE", "STATE", "DRIVE", "MEDIA", "PROMISED", "IOPS", "MiB/s", "EMULATES"];
+        let header = [
+            "SERVER",
+            "ZONE",
+            "STATE",
+            "DRIVE",
+            "MEDIA",
+            "DRIVE STATE",
+            "USED",
+            "PROMISED",
+            "IOPS",
+            "MiB/s",
+            "EMULATES",
+        ];
         let mut rows = Rows::new(header, "no server has registered yet");
         for server in elements(answer, "servers") {
             for drive in elements(server, "drives") {
@@ -21,26 +53,108 @@ pub fn servers(reach: &Reach) -> anyhow::Result<()> {
     })
 }
 
-fn drive_row(server: &Value, drive: &Value) -> [String; 9] {
+fn drive_row(server: &Value, drive: &Value) -> [String; 11] {
     let of = |promised: &str, capacity: &str| {
         format!("{} of {}", number(drive, promised), number(drive, capacity))
     };
-    let space = format!(
-        "{} of {}",
-        bytes(number(drive, "promised_bytes")),
-        bytes(number(drive, "capacity_bytes"))
-    );
     [
         text(server, "server"),
         text(server, "zone"),
         up(server),
         text(drive, "drive"),
         text(drive, "media"),
-        space,
+        state(drive),
+        used(&drive["usage"]),
+        bytes_of(drive, "promised_bytes", "capacity_bytes"),
         of("promised_iops", "iops"),
         of("promised_throughput_mib", "throughput_mib"),
         text(drive, "emulation"),
     ]
+}
+
+/// One word, and another where its data needs attention.
+fn state(drive: &Value) -> String {
+    let usage = &drive["usage"];
+    let mut state = text(drive, "state");
+    if number(usage, "bad_blocks_lost") > 0 {
+        state.push_str(", lost blocks");
+    }
+    match usage["fullness"].as_str() {
+        Some(fullness) if fullness != "room" => format!("{state}, {fullness}"),
+        _ => state,
+    }
+}
+
+fn used(usage: &Value) -> String {
+    if usage.is_null() { "-".to_owned() } else { bytes_of(usage, "used_bytes", "total_bytes") }
+}
+
+fn bytes_of(value: &Value, part: &str, whole: &str) -> String {
+    format!("{} of {}", bytes(number(value, part)), bytes(number(value, whole)))
+}
+
+fn show(reach: &Reach, name: &str) -> anyhow::Result<()> {
+    let answer = reach.client()?.get("/v1/servers")?;
+    let Some(server) = elements(&answer, "servers").iter().find(|s| s["server"] == name) else {
+        bail!("no server '{name}' has ever registered; `pliant server list` names them");
+    };
+    reach.print(server, readable)
+}
+
+fn readable(server: &Value) -> String {
+    let mut lines = vec![format!(
+        "{} in {}, {}, {}",
+        text(server, "server"),
+        text(server, "zone"),
+        up(server),
+        text(server, "address")
+    )];
+    for drive in elements(server, "drives") {
+        lines.push(String::new());
+        lines.extend(drive_lines(drive));
+    }
+    lines.join("\n")
+}
+
+fn drive_lines(drive: &Value) -> Vec<String> {
+    let mut lines =
+        vec![format!("drive {}, {}, {}", text(drive, "drive"), text(drive, "media"), state(drive))];
+    if let Some(reason) = drive["reason"].as_str() {
+        lines.push(format!("  reason    {reason}"));
+    }
+    lines.push(format!("  promised  {}", bytes_of(drive, "promised_bytes", "capacity_bytes")));
+    let usage = &drive["usage"];
+    if usage.is_null() {
+        lines.push("  its server has reported no more yet".to_owned());
+        return lines;
+    }
+    let bound = usage["memory_max_bytes"].as_u64();
+    lines.push(format!("  used      {}", bytes_of(usage, "used_bytes", "total_bytes")));
+    if let Some(stuck) = usage["stuck"].as_str() {
+        lines.push(format!("  stuck     {stuck}"));
+    }
+    lines.extend([
+        format!("  waiting   {} changes for space", number(usage, "waiting_for_space")),
+        format!("  journal   {}", bytes_of(usage, "journal_used_bytes", "journal_bytes")),
+        format!(
+            "  memory    {} of {}",
+            bytes(number(usage, "memory_used_bytes")),
+            bound.map_or("no bound".to_owned(), bytes)
+        ),
+        format!(
+            "  blocks    {} bad found, {} repaired, {} lost",
+            number(usage, "bad_blocks_found"),
+            number(usage, "bad_blocks_repaired"),
+            number(usage, "bad_blocks_lost")
+        ),
+        format!(
+            "  scrub     {} % of a pass, {} passes, {} read",
+            number(usage, "scrub_percent"),
+            number(usage, "scrub_passes"),
+            bytes(number(usage, "scrubbed_bytes"))
+        ),
+    ]);
+    lines
 }
 
 pub fn nodes(reach: &Reach) -> anyhow::Result<()> {
@@ -80,4 +194,27 @@ pub fn zones(reach: &Reach) -> anyhow::Result<()> {
         }
         rows.print()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_drive_that_needs_attention_says_so_in_the_list() {
+        let drive = |state: &str, fullness: &str, lost: u64| json!({"state": state, "usage": {"fullness": fullness, "bad_blocks_lost": lost}});
+        assert_eq!(state(&drive("serving", "room", 0)), "serving");
+        assert_eq!(state(&drive("serving", "full", 0)), "serving, full");
+        assert_eq!(state(&drive("serving", "nearly-full", 2)), "serving, lost blocks, nearly-full");
+        assert_eq!(state(&json!({"state": "unknown", "usage": null})), "unknown");
+    }
+
+    #[test]
+    fn what_has_not_been_reported_is_not_shown_as_zero() {
+        let drive = json!({"drive": "ssd", "media": "ssd", "state": "unknown", "usage": null});
+        let lines = drive_lines(&drive).join("\n");
+        assert!(lines.contains("reported no more yet") && !lines.contains("journal"), "{lines}");
+    }
 }

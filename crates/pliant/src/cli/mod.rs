@@ -42,10 +42,14 @@ enum Command {
     Up(up::Args),
     /// Run the manager: decides what exists and where, and serves the API
     Manager(RoleArgs),
-    /// Run a BDS server (--config), or list the servers
-    Server(RoleOrList),
+    /// Run a BDS server (--config), or look at the servers and their drives
+    #[command(after_help = "Examples:\n  \
+        pliant server list\n  \
+        pliant server show server-a-1 --json\n  \
+        pliant server --config /etc/pliant/server.toml")]
+    Server(RoleOr<fleet::Command>),
     /// Run a node manager (--config), or list the node managers
-    Node(RoleOrList),
+    Node(RoleOr<ListCommand>),
     /// Create, look at, change and delete volumes
     Volume(Asking<volume::Command>),
     /// Attach volumes to instances, and detach them
@@ -70,12 +74,12 @@ struct RoleArgs {
 /// A role by its configuration, or a question about all of that role.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-struct RoleOrList {
+struct RoleOr<C: Subcommand> {
     /// Run with this configuration file (TOML)
     #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Option<ListCommand>,
+    command: Option<C>,
 }
 
 #[derive(Debug, Args)]
@@ -159,16 +163,18 @@ fn execute(command: Command) -> anyhow::Result<()> {
             telemetry::start("info")?;
             role::manager::run(&args.config)
         }
-        Command::Server(RoleOrList { config: Some(config), .. }) => {
+        Command::Server(RoleOr { config: Some(config), .. }) => {
             telemetry::start("info")?;
             role::server::run(&config)
         }
-        Command::Node(RoleOrList { config: Some(config), .. }) => {
+        Command::Node(RoleOr { config: Some(config), .. }) => {
             telemetry::start("info")?;
             role::node::run(&config)
         }
-        Command::Server(RoleOrList { command, .. }) => list(command, fleet::servers),
-        Command::Node(RoleOrList { command, .. }) => list(command, fleet::nodes),
+        Command::Server(RoleOr { command, .. }) => {
+            fleet::run(command.expect("required where --config is not given"))
+        }
+        Command::Node(RoleOr { command, .. }) => list(command, fleet::nodes),
         Command::Instance(listing) => list(Some(listing.command), fleet::instances),
         Command::Zone(listing) => list(Some(listing.command), fleet::zones),
         Command::Volume(asking) => volume::run(&asking.reach, asking.command),

@@ -12,15 +12,17 @@ fn a_server_is_run_or_listed_but_not_both() {
     let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
     assert!(matches!(
         parse("pliant server --config x.toml").expect("runs").command,
-        Command::Server(RoleOrList { config: Some(_), command: None })
+        Command::Server(RoleOr { config: Some(_), command: None })
     ));
     let listed = parse("pliant server list --json --dir /d").expect("lists").command;
-    let Command::Server(RoleOrList { config: None, command: Some(ListCommand::List(reach)) }) =
+    let Command::Server(RoleOr { config: None, command: Some(fleet::Command::List(reach)) }) =
         listed
     else {
         panic!("not a list");
     };
     assert!(reach.json && reach.dir.is_some());
+    assert!(parse("pliant server show server-a-1 --json").is_ok());
+    assert!(parse("pliant server show").is_err());
     assert!(parse("pliant server").is_err());
     assert!(parse("pliant server --config x.toml list").is_err());
 }

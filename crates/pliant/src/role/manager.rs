@@ -195,6 +195,7 @@ impl Shell {
                 Action::Send { link, message } => self.links.send(link, &message),
                 Action::CloseLink { link } => self.links.close(link),
                 Action::Commit { commit, writes } => self.commits.begin(commit, &writes),
+                Action::Report { text } => tracing::warn!("{text}"),
                 Action::AnswerHttp { call, response } => {
                     let waiting = self.calls.remove(&call);
                     // A client that has hung up needs no answer.

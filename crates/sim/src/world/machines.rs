@@ -31,6 +31,7 @@ impl World {
                     let (at, life) = sent.expect("found by its connection");
                     self.schedule_at(at, Happening::FromManager { to, life, message });
                 }
+                control_api::Action::Report { text } => self.trace(|| format!("manager: {text}")),
                 control_api::Action::CloseLink { link } => {
                     let conn = bds_api::ConnId(link.0);
                     if let Some(from) = self.network.by_conn(&Process::Manager, conn) {

@@ -39,7 +39,11 @@ pub fn all(answer: &Value) -> String {
 }
 
 fn in_sync(volume: &Value) -> String {
-    let degraded = if volume["degraded"] == true { " (degraded)" } else { "" };
+    let degraded = match (volume["impaired"] == true, volume["degraded"] == true) {
+        (true, _) => " (impaired)",
+        (false, true) => " (degraded)",
+        (false, false) => "",
+    };
     format!("{} of {}{degraded}", number(volume, "in_sync"), number(volume, "wanted"))
 }
 
@@ -63,6 +67,8 @@ pub fn one(volume: &Value) -> String {
     if let Some(error) = volume["error"].as_str() {
         lines.push(format!("  error     {error}"));
     }
+    let faults = elements(volume, "faults").iter().filter_map(Value::as_str);
+    lines.extend(faults.map(|fault| format!("  fault     {fault}")));
     for (key, value) in volume["tags"].as_object().into_iter().flatten() {
         lines.push(format!("  tag       {key}={}", value.as_str().unwrap_or_default()));
     }
@@ -78,6 +84,9 @@ pub fn one(volume: &Value) -> String {
             text(attachment, "device"),
             addresses.join("  "),
         ));
+        if let Some(error) = attachment["device_error"].as_str() {
+            lines.push(format!("            no kernel device: {error}"));
+        }
     }
     if volume["modification"].is_object() {
         lines.push(format!("  {}", modification(&volume["modification"])));
@@ -86,11 +95,14 @@ pub fn one(volume: &Value) -> String {
 }
 
 fn replica(replica: &Value) -> String {
-    let down = if replica["server_up"] == false { ", server down" } else { "" };
+    let state = match replica["state"].as_str() {
+        None | Some("up") => String::new(),
+        Some(state) => format!(", {}", state.replace('-', " ")),
+    };
     let emulation = replica["emulation"].as_str();
     let emulation = emulation.map_or_else(String::new, |text| format!(", emulated ({text})"));
     format!(
-        "  {:<9} {}/{} in {}, {}{emulation}{down}",
+        "  {:<9} {}/{} in {}, {}{emulation}{state}",
         text(replica, "role"),
         text(replica, "server"),
         text(replica, "drive"),
