@@ -19,6 +19,7 @@ use model::{
 use crate::{
     api::{Action, META_BYTES_MAX, OpError, OpToken, Outcome, Request},
     drive::{Drive, Io},
+    sabotage::{Sabotage, is_on},
 };
 
 /// A change that was accepted, and how far it is.
@@ -194,6 +195,10 @@ impl Drive {
             self.ios.write(Io::Payload(op), offset, segments, out);
             writes += 1;
         }
+        if is_on(Sabotage::PayloadNotAwaited) {
+            self.queue.push_back(entry);
+            return;
+        }
         self.placing.insert(op, Placing { entry, writes });
     }
 
@@ -261,6 +266,9 @@ impl Drive {
     }
 
     pub fn payload_written(&mut self, op: OpToken) {
+        if is_on(Sabotage::PayloadNotAwaited) {
+            return;
+        }
         let placing = self.placing.get_mut(&op).expect("its payload is being written");
         placing.writes -= 1;
         if placing.writes == 0 {

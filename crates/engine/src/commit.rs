@@ -19,6 +19,7 @@ use crate::{
     drive::{Drive, Io},
     journal::Batch,
     machine::SEAL_AFTER,
+    sabotage::{Sabotage, is_on},
     table::{BlockRun, mask},
 };
 
@@ -60,6 +61,9 @@ impl Drive {
             return;
         }
         let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
+        if is_on(Sabotage::AcknowledgedEarly) {
+            self.complete_done(std::mem::take(&mut ops), out);
+        }
         self.batch = Some(ops);
         self.seal_at = None;
         let offset = self.layout.journal_offset + offset;
@@ -156,7 +160,11 @@ impl Drive {
     fn vacate(&mut self, lsn: u64, slot: u32) {
         self.overlay.remove(slot, 0, self.layout.slot_blocks);
         self.readers.changed(slot, lsn);
-        self.space.free_after(lsn, slot);
+        let early = is_on(Sabotage::SlotReusedEarly);
+        self.space.free_after(if early { 0 } else { lsn }, slot);
+        if early {
+            self.release_slots();
+        }
     }
 
     fn log_write(

@@ -15,6 +15,7 @@ mod open;
 mod overlay;
 mod read;
 mod replay;
+pub mod sabotage;
 mod space;
 mod table;
 mod writeback;

@@ -20,6 +20,8 @@ use format::disk::{
 };
 use model::{epoch::ModSeq, id::ReplicaId};
 
+use crate::sabotage::{Sabotage, is_on};
+
 #[derive(Debug)]
 pub struct Table {
     layout: Layout,
@@ -360,7 +362,9 @@ impl Table {
             page::encode_page(uuid, &header, &page::encode_row(self.row(page).as_ref()))
         };
         let entry = &mut self.pages[usize::try_from(page).expect("fits memory")];
-        entry.half = 1 - entry.half;
+        if !is_on(Sabotage::PageInPlace) {
+            entry.half = 1 - entry.half;
+        }
         let fingerprint = page::fingerprint(&image);
         self.fingerprint ^= entry.fingerprint ^ fingerprint;
         entry.fingerprint = fingerprint;

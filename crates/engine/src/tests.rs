@@ -1,7 +1,6 @@
 //! The engine on a simulated drive.
 
 mod cases;
-mod crash;
 mod damage;
 mod order;
 mod sim;

@@ -20,6 +20,7 @@ use crate::{
     drive::{Drive, Io},
     journal::Tail,
     overlay::Key,
+    sabotage::{Sabotage, is_on},
 };
 
 /// A cycle takes an eighth of the journal, so that who waits for room does not wait for long.
@@ -88,6 +89,9 @@ impl Drive {
                 Stage::Idle => self.begin_cycle(),
                 Stage::Home { .. } => self.write_homes(out),
                 Stage::Pages { .. } => self.write_pages(out),
+                &mut Stage::Written { cut, .. } if is_on(Sabotage::NoFlush) => {
+                    Some(Stage::Flushed { cut })
+                }
                 &mut Stage::Written { cut, applied } => (self.journal.durable_lsn() >= applied)
                     .then(|| {
                         self.ios.flush(Io::Flush, out);
@@ -155,7 +159,7 @@ impl Drive {
             if !follows || run.len() == RUN_BLOCKS_MAX {
                 break;
             }
-            if block.lsn <= cut {
+            if block.lsn <= cut || is_on(Sabotage::HomeAhead) {
                 run.push((key, block.lsn, block.data.clone()));
             } else if !run.is_empty() {
                 break;
@@ -180,6 +184,9 @@ impl Drive {
             keys.push((key, lsn));
             segments.push(data);
             *self.writeback.homes.entry(key.slot).or_default() += 1;
+            if is_on(Sabotage::OverlayDroppedEarly) {
+                self.overlay.remove_written(key, lsn);
+            }
         }
         self.writeback.writes += 1;
         self.ios.write(Io::Home(keys), offset, segments, out);
@@ -206,7 +213,8 @@ impl Drive {
         while looks > 0 && self.writeback.writes < max {
             looks -= 1;
             let page = left.pop_front().expect("counted");
-            if self.table.page_lsn(page) > self.journal.durable_lsn() {
+            let is_ahead = self.table.page_lsn(page) > self.journal.durable_lsn();
+            if is_ahead && !is_on(Sabotage::PageAhead) {
                 left.push_back(page);
                 continue;
             }
@@ -220,7 +228,8 @@ impl Drive {
     }
 
     fn write_superblock(&mut self, cut: u64, out: &mut Vec<Action>) -> Stage {
-        let tail = self.journal.tail_after(cut);
+        let far = if is_on(Sabotage::TailTooFar) { self.journal.durable_lsn() } else { cut };
+        let tail = self.journal.tail_after(far);
         self.superblock.sequence += 1;
         self.superblock.checkpoint += 1;
         self.superblock.tail = tail.position;

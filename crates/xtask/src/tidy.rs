@@ -76,6 +76,9 @@ pub fn run() -> ExitCode {
         check_dependencies(&root, name, &mut findings);
     }
     for path in tracked(&root) {
+        if path.file_name().is_some_and(|name| name == "Cargo.toml") {
+            check_features(&root, &path, &mut findings);
+        }
         if path.extension().is_some_and(|e| e == "rs") {
             check_source(&root, &path, &mut findings);
         }
@@ -135,6 +138,22 @@ fn check_dependencies(root: &Path, name: &str, findings: &mut Vec<Finding>) {
             {
                 report(format!("{name} may not know {dependency}"));
             }
+        }
+    }
+}
+
+/// Only what is never shipped may depend on an engine that can be broken on purpose.
+fn check_features(root: &Path, path: &Path, findings: &mut Vec<Finding>) {
+    let Ok(text) = fs::read_to_string(root.join(path)) else { return };
+    let mut section = "";
+    for (index, line) in text.lines().enumerate() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let shipped = section == "[dependencies]" || section == "[workspace.dependencies]";
+        if shipped && line.contains("sabotage") && path != Path::new("crates/xtask/Cargo.toml") {
+            let what = "only tests and xtask may break the engine".to_owned();
+            findings.push(Finding { path: path.to_path_buf(), line: index + 1, what });
         }
     }
 }

@@ -488,7 +488,7 @@ fn a_large_thin_drive_is_opened_by_reading_what_is_used_of_it() {
     bench.cycle();
     let mut again = Bench::start(large, bench.drive.seen.clone());
     let mut bytes = 0;
-    while let Some((_, action)) = again.under_way.front() {
+    while let Some(action) = again.under_way.front() {
         if let crate::api::Action::ReadDrive { length, .. } = action {
             bytes += u64::from(*length);
         }

@@ -31,7 +31,7 @@ fn whole(at: u64, tag: u64) -> Request {
 
 /// Where the action at `index` writes, unless it is durable.
 fn lazy_write(bench: &Bench, index: usize) -> Option<u64> {
-    match bench.under_way.get(index).map(|(_, action)| action) {
+    match bench.under_way.get(index) {
         Some(&Action::WriteDrive { offset, durable: false, .. }) => Some(offset),
         _ => None,
     }

@@ -1,4 +1,5 @@
-//! A simulated drive with a volatile cache, and a bench that runs an engine on it.
+//! A simulated drive, and a bench that runs an engine on it. What crashes leave, and drives that
+//! lie, are `sim::crash`'s.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,27 +20,6 @@ use crate::{
 
 const BLOCK: usize = 4096;
 type Block = Arc<[u8; BLOCK]>;
-
-/// splitmix64.
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 #[derive(Debug, Clone, Default)]
 pub struct Image(BTreeMap<u64, Block>);
@@ -73,48 +53,24 @@ impl Image {
             self.0.insert(write.first + index as u64, block.clone());
         }
     }
-
-    /// Some of the write's blocks, and one perhaps torn at a sector.
-    fn apply_some(&mut self, write: &Write, random: &mut Random) {
-        for (index, block) in write.blocks.iter().enumerate() {
-            let at = write.first + index as u64;
-            match random.below(5) {
-                0 => {
-                    let mut torn = self.read(at * 4096, BLOCK).to_vec();
-                    let cut = 512 * usize::try_from(random.below(9)).expect("small");
-                    torn[..cut].copy_from_slice(&block[..cut]);
-                    self.put(at, &torn);
-                }
-                1 | 2 => {
-                    self.0.insert(at, block.clone());
-                }
-                _ => {}
-            }
-        }
-    }
 }
 
 #[derive(Debug, Clone)]
 struct Write {
     first: u64,
     blocks: Vec<Block>,
-    /// Completed before that many actions had been issued.
-    completed: Option<u64>,
 }
 
-/// A drive whose cache loses, at a crash, any part of what was not flushed.
+/// A drive that keeps what was written.
 #[derive(Debug, Clone, Default)]
 pub struct Drive {
-    /// What reads see.
     pub seen: Image,
-    stable: Image,
-    unstable: BTreeMap<IoToken, Write>,
-    issued: u64,
+    in_flight: BTreeMap<IoToken, Write>,
 }
 
 impl Drive {
     pub fn of(image: Image) -> Self {
-        Self { seen: image.clone(), stable: image, ..Self::default() }
+        Self { seen: image, ..Self::default() }
     }
 
     fn issue_write(&mut self, token: IoToken, offset: u64, data: &[Bytes]) {
@@ -124,45 +80,18 @@ impl Drive {
             .chunks(BLOCK)
             .map(|b| Arc::new(<[u8; BLOCK]>::try_from(b).expect("whole blocks")))
             .collect();
-        let write = Write { first: offset / 4096, blocks, completed: None };
-        for other in self.unstable.values().filter(|w| w.completed.is_none()) {
+        let write = Write { first: offset / 4096, blocks };
+        for other in self.in_flight.values() {
             let ends = (other.first + other.blocks.len() as u64, offset / 4096);
             let apart = ends.0 <= ends.1 || write.first + write.blocks.len() as u64 <= other.first;
             assert!(apart, "two writes to the same blocks at once");
         }
-        self.unstable.insert(token, write);
+        self.in_flight.insert(token, write);
     }
 
     fn complete_write(&mut self, token: IoToken) {
-        let write = self.unstable.get_mut(&token).expect("issued");
-        write.completed = Some(self.issued);
-        self.seen.apply(write);
-    }
-
-    /// Everything that completed before the action numbered `issued` is stable.
-    fn settle(&mut self, issued: u64) {
-        let (stable, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.unstable)
-            .into_iter()
-            .partition(|(_, write)| write.completed.is_some_and(|at| at <= issued));
-        stable.values().for_each(|write| self.stable.apply(write));
-        self.unstable = rest;
-    }
-
-    /// What a crash now leaves.
-    pub fn crash(&self, random: &mut Random) -> Image {
-        // A killed process loses only what was under way; a dead machine any part of the cache.
-        let killed = random.one_in(4);
-        let mut image = if killed { self.seen.clone() } else { self.stable.clone() };
-        let mut writes: Vec<_> = self.unstable.values().collect();
-        writes.sort_by_key(|write| write.completed.unwrap_or(u64::MAX));
-        for write in writes {
-            match (write.completed.is_some() && killed, random.below(4)) {
-                (true, _) | (false, 0) => image.apply(write),
-                (false, 1) => {}
-                (false, _) => image.apply_some(write, random),
-            }
-        }
-        image
+        let write = self.in_flight.remove(&token).expect("issued");
+        self.seen.apply(&write);
     }
 }
 
@@ -170,7 +99,7 @@ impl Drive {
 pub struct Bench {
     pub engine: Engine,
     pub drive: Drive,
-    pub under_way: VecDeque<(u64, Action)>,
+    pub under_way: VecDeque<Action>,
     pub completed: Vec<(OpToken, Result<Outcome, OpError>)>,
     pub opened: Option<Vec<OpenReplica>>,
     pub out_of_service: Option<String>,
@@ -223,12 +152,10 @@ impl Bench {
             match action {
                 Action::WriteDrive { token, offset, ref data, .. } => {
                     self.drive.issue_write(token, offset, data);
-                    self.drive.issued += 1;
-                    self.under_way.push_back((self.drive.issued, action));
+                    self.under_way.push_back(action);
                 }
                 Action::ReadDrive { .. } | Action::FlushDrive { .. } => {
-                    self.drive.issued += 1;
-                    self.under_way.push_back((self.drive.issued, action));
+                    self.under_way.push_back(action);
                 }
                 Action::Complete { token, outcome } => self.completed.push((token, outcome)),
                 Action::Opened { replicas } => {
@@ -255,7 +182,7 @@ impl Bench {
 
     /// Carries out one action.
     pub fn step(&mut self, index: usize) {
-        let (issued, action) = self.under_way.remove(index).expect("under way");
+        let action = self.under_way.remove(index).expect("under way");
         let io = |fail: bool| {
             if fail { Err(DriveError::Io("simulated".into())) } else { Ok(()) }
         };
@@ -264,25 +191,15 @@ impl Bench {
                 let bytes = self.drive.seen.read(offset, length as usize);
                 Event::DriveRead { token, result: io(self.fail_reads).map(|()| bytes) }
             }
-            Action::WriteDrive { token, durable, .. } => {
+            Action::WriteDrive { token, .. } => {
                 let result = io(self.fail_writes);
                 if result.is_ok() {
                     self.drive.complete_write(token);
-                    if durable {
-                        self.drive.settle(issued - 1);
-                        let write = self.drive.unstable.remove(&token);
-                        let write = write.expect("it completed after it was issued");
-                        self.drive.stable.apply(&write);
-                    }
                 }
                 Event::DriveWritten { token, result }
             }
             Action::FlushDrive { token } => {
-                let result = io(self.fail_writes);
-                if result.is_ok() {
-                    self.drive.settle(issued - 1);
-                }
-                Event::DriveFlushed { token, result }
+                Event::DriveFlushed { token, result: io(self.fail_writes) }
             }
             other => unreachable!("{other:?} is not a drive action"),
         };

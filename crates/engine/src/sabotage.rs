@@ -1,0 +1,74 @@
+//! Breaks of the engine that can be switched on while it runs, so that the tests that look for
+//! such mistakes can be shown to find them.
+//!
+//! Invariant: without the feature `sabotage`, which no product has, nothing is ever broken.
+
+/// One thing that the engine gets wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A cycle ends without a flush before its superblock.
+    NoFlush,
+    /// A freed slot is given away before the record that freed it is durable.
+    SlotReusedEarly,
+    /// Changes complete when their batch is issued.
+    AcknowledgedEarly,
+    /// The tail passes records whose content has not been written home.
+    TailTooFar,
+    /// A page is written with records that are not durable.
+    PageAhead,
+    /// Content leaves memory when its home write is issued.
+    OverlayDroppedEarly,
+    /// Content is written home before its record is durable.
+    HomeAhead,
+    /// A page is written over the half that counts.
+    PageInPlace,
+    /// Payload is not waited for before its record is written.
+    PayloadNotAwaited,
+    /// The last batch counts without a look at what it relies on.
+    LastBatchUnchecked,
+}
+
+impl std::str::FromStr for Sabotage {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|sabotage| format!("{sabotage:?}") == name);
+        found.ok_or_else(|| format!("there is no {name}; there are {:?}", Self::ALL))
+    }
+}
+
+impl Sabotage {
+    pub const ALL: [Self; 10] = [
+        Self::NoFlush,
+        Self::SlotReusedEarly,
+        Self::AcknowledgedEarly,
+        Self::TailTooFar,
+        Self::PageAhead,
+        Self::OverlayDroppedEarly,
+        Self::HomeAhead,
+        Self::PageInPlace,
+        Self::PayloadNotAwaited,
+        Self::LastBatchUnchecked,
+    ];
+}
+
+#[cfg(feature = "sabotage")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Sabotage>> = const { std::cell::Cell::new(None) };
+}
+
+/// Breaks every engine of this thread, or none any more.
+#[cfg(feature = "sabotage")]
+pub fn activate(sabotage: Option<Sabotage>) {
+    ACTIVE.set(sabotage);
+}
+
+#[cfg(feature = "sabotage")]
+pub(crate) fn is_on(sabotage: Sabotage) -> bool {
+    ACTIVE.get() == Some(sabotage)
+}
+
+#[cfg(not(feature = "sabotage"))]
+pub(crate) fn is_on(_: Sabotage) -> bool {
+    false
+}

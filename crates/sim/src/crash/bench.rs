@@ -1,0 +1,197 @@
+//! An engine on a simulated drive: what it asks of the drive is carried out when and in the order
+//! that the owner of the bench says.
+
+use std::time::Duration;
+
+use engine::{
+    Engine,
+    api::{
+        Action, DriveError, Event, Geometry, IoToken, OpError, OpToken, OpenReplica, Outcome,
+        Request,
+    },
+};
+use model::time::Instant;
+
+use super::trace::Trace;
+use crate::drive::{Drive, Stable, Ticket, faults::Faults, image::Image};
+
+#[derive(Debug)]
+pub struct Bench {
+    pub engine: Engine,
+    pub drive: Drive,
+    pub under_way: Vec<Io>,
+    pub completed: Vec<(OpToken, Result<Outcome, OpError>)>,
+    pub opened: Option<Vec<OpenReplica>>,
+    pub out_of_service: Option<String>,
+    pub now: Instant,
+    next_op: u64,
+    /// A write became stable, or a flush completed, in the last step.
+    pub at_boundary: bool,
+    /// What happened, when it is wanted.
+    pub trace: Trace,
+}
+
+/// A drive action that is under way.
+#[derive(Debug)]
+pub struct Io {
+    token: IoToken,
+    work: Work,
+    /// It waits until nothing else is left.
+    stalled: bool,
+}
+
+#[derive(Debug)]
+enum Work {
+    Read { offset: u64, length: u32 },
+    Write { ticket: Ticket, offset: u64, stable: Stable },
+    Flush { ticket: Ticket },
+}
+
+impl Bench {
+    /// Starts to open; nothing is carried out yet.
+    pub fn start(geometry: Geometry, drive: Drive, trace: Trace) -> Self {
+        let mut out = Vec::new();
+        let now = Instant::ZERO;
+        let engine = Engine::open(geometry, 7, now, &mut out).expect("the drive is large enough");
+        let mut bench = Self {
+            engine,
+            drive,
+            under_way: Vec::new(),
+            completed: Vec::new(),
+            opened: None,
+            out_of_service: None,
+            now,
+            next_op: 0,
+            at_boundary: false,
+            trace,
+        };
+        bench.take(out);
+        bench
+    }
+
+    /// Opens the engine on what a crash left.
+    pub fn open(geometry: Geometry, image: Image, trace: Trace) -> Result<Self, String> {
+        let mut bench = Self::start(geometry, Drive::of(image), trace);
+        bench.run();
+        match (&bench.opened, &bench.out_of_service) {
+            (Some(_), None) => Ok(bench),
+            (_, reason) => Err(format!("the drive does not open: {reason:?}")),
+        }
+    }
+
+    pub fn note(&self, text: impl FnOnce() -> String) {
+        self.trace.note(text);
+    }
+
+    fn take(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::WriteDrive { token, offset, data, durable } => {
+                    let blocks = data.iter().map(|part| part.len()).sum::<usize>() / 4096;
+                    let ticket = self.drive.begin_write(offset, &data);
+                    let stable = if durable { Stable::Everything } else { Stable::Nothing };
+                    self.note(|| {
+                        format!("  write {} at {offset:#x}, {blocks} blocks, {stable:?}", token.0)
+                    });
+                    self.begin(token, Work::Write { ticket, offset, stable });
+                }
+                Action::ReadDrive { token, offset, length } => {
+                    self.begin(token, Work::Read { offset, length });
+                }
+                Action::FlushDrive { token } => {
+                    let ticket = self.drive.begin_flush();
+                    self.note(|| format!("  flush {}", token.0));
+                    self.begin(token, Work::Flush { ticket });
+                }
+                Action::Complete { token, outcome } => self.completed.push((token, outcome)),
+                Action::Opened { replicas } => {
+                    assert!(self.opened.is_none() && self.completed.is_empty(), "opened first");
+                    self.opened = Some(replicas);
+                }
+                Action::DriveOutOfService { reason } => self.out_of_service = Some(reason),
+            }
+        }
+    }
+
+    fn begin(&mut self, token: IoToken, work: Work) {
+        let stalled = self.drive.faults.as_mut().is_some_and(Faults::stalls);
+        self.under_way.push(Io { token, work, stalled });
+    }
+
+    pub fn event(&mut self, event: Event) {
+        let mut out = Vec::new();
+        self.engine.handle(self.now, event, &mut out);
+        self.take(out);
+    }
+
+    pub fn request(&mut self, request: Request) -> OpToken {
+        let token = OpToken(self.next_op);
+        self.next_op += 1;
+        self.event(Event::Requested { token, request });
+        token
+    }
+
+    /// Carries out one action, or another one if that is stalled.
+    pub fn step(&mut self, index: usize) {
+        let others = (index..self.under_way.len()).chain(0..index);
+        let index = others.into_iter().find(|&i| !self.under_way[i].stalled).unwrap_or(index);
+        let Io { token, work, .. } = self.under_way.remove(index);
+        self.at_boundary = false;
+        let event = match work {
+            Work::Read { offset, length } => {
+                let result = self.drive.carry_out_read(offset, length).map_err(DriveError::Io);
+                Event::DriveRead { token, result }
+            }
+            Work::Write { ticket, offset, stable } => {
+                let result = self.drive.carry_out_write(ticket, stable).map_err(DriveError::Io);
+                self.at_boundary = result.is_ok() && stable != Stable::Nothing;
+                self.note(|| format!("  written {} at {offset:#x}: {result:?}", token.0));
+                Event::DriveWritten { token, result }
+            }
+            Work::Flush { ticket } => {
+                let result = self.drive.carry_out_flush(ticket).map_err(DriveError::Io);
+                self.at_boundary = result.is_ok();
+                self.note(|| format!("  flushed {}: {result:?}", token.0));
+                Event::DriveFlushed { token, result }
+            }
+        };
+        self.event(event);
+    }
+
+    /// Until nothing is under way.
+    pub fn run(&mut self) {
+        while !self.under_way.is_empty() {
+            self.step(0);
+        }
+    }
+
+    /// Lets time come to the engine's deadline; returns whether it wants any.
+    pub fn pass_time(&mut self) -> bool {
+        let Some(at) = self.engine.deadline() else { return false };
+        self.now = self.now.max(at) + Duration::from_millis(1);
+        self.event(Event::TimeReached);
+        true
+    }
+
+    /// Lets time pass until the engine wants none.
+    pub fn idle(&mut self) {
+        self.run();
+        while self.pass_time() {
+            self.run();
+        }
+    }
+
+    /// Runs one request to its end.
+    pub fn ask(&mut self, request: Request) -> Result<Outcome, String> {
+        let what = request.clone();
+        let token = self.request(request);
+        self.run();
+        let found = self.completed.iter().position(|(t, _)| *t == token);
+        let at = found.ok_or_else(|| format!("no answer to {}", short(&what)))?;
+        self.completed.remove(at).1.map_err(|error| format!("{error}: {}", short(&what)))
+    }
+}
+
+fn short(request: &Request) -> String {
+    format!("{request:?}").chars().take(160).collect()
+}

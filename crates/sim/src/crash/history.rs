@@ -1,0 +1,250 @@
+//! A history of requests, completions, crashes and restarts, and the moments at which it crashes.
+
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
+
+use engine::api::{OpToken, Request};
+
+use super::{
+    bench::Bench,
+    check::{check, check_space},
+    content::FIRST,
+    model::{Model, Pending},
+    plan::Plan,
+    requests::{BLOCK, Wanted, id, new_tags, remove, write_of, zero_of},
+    trace::Trace,
+};
+use crate::{
+    drive::{Crash, Drive, image::Image},
+    random::Random,
+};
+
+pub struct History {
+    seed: u64,
+    plan: Plan,
+    random: Random,
+    model: Model,
+    /// What is under way, as it was asked for.
+    asked: BTreeMap<OpToken, Wanted>,
+    trace: Trace,
+    /// Crash states begun.
+    states: Rc<Cell<u64>>,
+    /// The one to stop after.
+    last: u64,
+}
+
+impl History {
+    pub fn new(seed: u64, trace: Trace, states: Rc<Cell<u64>>) -> Self {
+        let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let plan = Plan::of(&mut random);
+        let model = Model { last_tag: FIRST, ..Model::default() };
+        Self { seed, plan, random, model, asked: BTreeMap::new(), trace, states, last: u64::MAX }
+    }
+
+    fn is_over(&self) -> bool {
+        self.states.get() > self.last
+    }
+
+    pub fn run(mut self, last: Option<u64>) -> Result<(), String> {
+        self.last = last.unwrap_or(u64::MAX - 1);
+        self.trace.note(|| format!("{:?}", self.plan));
+        let mut random = self.random.clone();
+        let mut bench = self.open(Image::default(), &mut random)?;
+        self.prefill(&mut bench)?;
+        for _ in 0..self.plan.steps {
+            self.step(&mut bench);
+            self.take_answers(&mut bench)?;
+            let at_boundary = std::mem::take(&mut bench.at_boundary);
+            if at_boundary {
+                self.crash(&bench, Crash::Stable)?;
+            }
+            if self.random.below(12) == 0 && !self.is_over() {
+                let kind = *self.random.pick(&Crash::KINDS);
+                let (model, reopened) = self.crash(&bench, kind)?;
+                if self.random.below(12) == 0 {
+                    self.trace.note(|| "the history goes on from here".into());
+                    (self.model, bench) = (model, reopened);
+                    self.retry(&mut bench);
+                }
+            }
+            if self.is_over() {
+                return Ok(());
+            }
+        }
+        self.end(bench)
+    }
+
+    fn step(&mut self, bench: &mut Bench) {
+        let room = self.model.pending.len() + self.model.reading.len() < self.plan.in_flight_max;
+        match self.random.below(10) {
+            0..4 if room => {
+                if self.random.below(100) < self.plan.mix.reads {
+                    self.request_read(bench);
+                } else {
+                    let wanted = self.plan.mix.change(&mut self.model, &mut self.random);
+                    self.request(bench, wanted);
+                }
+            }
+            4 if self.random.below(4) == 0 => {
+                let passes = bench.pass_time();
+                self.trace.note(|| format!("time passes: {passes}"));
+            }
+            _ if !bench.under_way.is_empty() => {
+                let index = self.random.below(bench.under_way.len() as u64);
+                bench.step(usize::try_from(index).expect("small"));
+            }
+            _ if !room => self.give_back(bench),
+            _ => {}
+        }
+    }
+
+    /// Everything waits for space: somebody gives some back.
+    fn give_back(&mut self, bench: &mut Bench) {
+        let replica = 1 + self.random.below(self.plan.mix.replicas);
+        let size = self.model.replicas.get(&replica).map_or(0, |r| r.size);
+        let wanted = if size > 0 && self.model.is_free(replica, 0, size) {
+            zero_of(&mut self.model, replica, 0, size)
+        } else {
+            remove(replica)
+        };
+        self.request(bench, Some(wanted));
+    }
+
+    fn request(&mut self, bench: &mut Bench, wanted: Option<Wanted>) {
+        let Some(wanted) = wanted else { return };
+        let Wanted { request, replica, pending } = wanted.clone();
+        // The answer may come before the token is known here: the model is told of it after.
+        let token = bench.request(request);
+        self.asked.insert(token, wanted);
+        self.trace.note(|| format!("request {}: replica {replica} {}", token.0, told(&pending)));
+        self.model.requested(token, replica, pending);
+    }
+
+    /// Who got no answer asks again after the restart, or does not.
+    fn retry(&mut self, bench: &mut Bench) {
+        for wanted in std::mem::take(&mut self.asked).into_values() {
+            let known = self.model.replicas.contains_key(&wanted.replica);
+            let again = known && matches!(wanted.pending, Pending::Blocks { .. });
+            if again && self.random.below(2) == 0 {
+                self.request(bench, Some(wanted));
+            }
+        }
+    }
+
+    fn request_read(&mut self, bench: &mut Bench) {
+        let read = self.plan.mix.read(&self.model, &mut self.random);
+        let Some((replica, first, count)) = read else { return };
+        let length = u32::try_from(count as u64 * BLOCK).expect("small");
+        let (id, offset) = (id(replica), first as u64 * BLOCK);
+        let token = bench.request(Request::Read { replica: id, offset, length });
+        self.trace.note(|| format!("request {}: read {replica} {first}+{count}", token.0));
+        self.model.read_requested(token, replica, first, count);
+    }
+
+    fn take_answers(&mut self, bench: &mut Bench) -> Result<(), String> {
+        for (token, outcome) in std::mem::take(&mut bench.completed) {
+            self.trace.note(|| match &outcome {
+                Ok(_) => format!("answer {}", token.0),
+                Err(error) => format!("answer {}: {error}", token.0),
+            });
+            self.asked.remove(&token);
+            self.model.completed(token, &outcome, self.plan.mix.blocks_max)?;
+        }
+        match &bench.out_of_service {
+            None => Ok(()),
+            Some(reason) => Err(format!("the drive is out of service: {reason}")),
+        }
+    }
+
+    /// Moves the journal's head somewhere, the end of the ring included.
+    fn prefill(&mut self, bench: &mut Bench) -> Result<(), String> {
+        for _ in 0..self.random.below(self.plan.prefill_max) {
+            let replica = 1 + self.random.below(self.plan.mix.replicas);
+            let size = self.model.replicas.get(&replica).map_or(0, |r| r.size);
+            let wanted = if size > 75 {
+                let tags = new_tags(&mut self.model, 15);
+                let first = self.random.below(60) as usize;
+                Some(write_of(&mut self.model, replica, first, tags))
+            } else {
+                self.plan.mix.change(&mut self.model, &mut self.random)
+            };
+            self.request(bench, wanted);
+            bench.run();
+            self.take_answers(bench)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at what a crash now leaves; returns what goes on from there.
+    fn crash(&self, bench: &Bench, kind: Crash) -> Result<(Model, Bench), String> {
+        let state = self.states.get();
+        let mut random = Random::new(self.seed ^ state.wrapping_mul(0xd134_2543_de82_ef95));
+        let unstable = bench.drive.unstable_writes();
+        self.trace.note(|| format!("state {state}: {kind:?} of {unstable} unstable writes"));
+        let image = bench.drive.crash_image(kind, &mut random);
+        let mut reopened = self.open(image, &mut random)?;
+        let model = check(&self.model, &mut reopened, &self.plan)?;
+        self.states.set(state + 1);
+        Ok((model, reopened))
+    }
+
+    /// Sometimes it crashes again while it opens.
+    fn open(&self, mut image: Image, random: &mut Random) -> Result<Bench, String> {
+        let geometry = self.plan.geometry;
+        while random.below(4) == 0 {
+            let mut bench = Bench::start(geometry, Drive::of(image), Trace::default());
+            for _ in 0..random.below(40) {
+                if !bench.under_way.is_empty() {
+                    bench.step(0);
+                }
+            }
+            let kind = *random.pick(&Crash::KINDS);
+            self.trace.note(|| format!("  {kind:?} while it opens"));
+            image = bench.drive.crash_image(kind, random);
+        }
+        Bench::open(geometry, image, self.trace.clone())
+    }
+
+    /// Everything is answered; what is there is exactly the model, and space is all accounted for.
+    fn end(mut self, mut bench: Bench) -> Result<(), String> {
+        for _ in 0..100 {
+            bench.run();
+            self.take_answers(&mut bench)?;
+            if self.model.pending.is_empty() {
+                break;
+            }
+            self.give_back(&mut bench);
+        }
+        if !self.model.pending.is_empty() || !self.model.reading.is_empty() {
+            return Err(format!("requests are never answered: {:?}", self.model.pending.keys()));
+        }
+        bench.idle();
+        check_space(&self.model, &bench, self.plan.slot_bytes())?;
+        let (model, mut bench) = self.crash(&bench, Crash::All)?;
+        self.model = model;
+        for replica in 1..=self.plan.mix.replicas {
+            self.request(&mut bench, Some(remove(replica)));
+        }
+        bench.idle();
+        self.take_answers(&mut bench)?;
+        check_space(&self.model, &bench, self.plan.slot_bytes())?;
+        self.crash(&bench, Crash::Stable).map(|_| ())
+    }
+}
+
+fn told(pending: &Pending) -> String {
+    match pending {
+        Pending::Create { size, .. } => format!("create, {size} blocks"),
+        Pending::Remove => "remove".into(),
+        Pending::Meta { size, meta } => format!("metadata {meta}, {size} blocks"),
+        Pending::Blocks { first, tags, seqs, exact } => {
+            let what = match (exact, tags.iter().all(|&tag| tag == 0)) {
+                (true, _) => "install",
+                (false, true) => "zero",
+                (false, false) => "write",
+            };
+            let (low, high) = (tags.iter().min(), tags.iter().max());
+            let count = tags.len();
+            format!("{what} {first}+{count}: content {low:?}..={high:?}, mod_seq {seqs:?}")
+        }
+    }
+}

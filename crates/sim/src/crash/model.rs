@@ -1,0 +1,229 @@
+//! The plain model: what each replica holds when nothing goes wrong, and what may or may not have
+//! happened yet.
+//!
+//! Invariant: changes that are under way at the same time do not overlap; a create or a removal is
+//! the last thing under way for its replica.
+
+use std::collections::BTreeMap;
+
+use engine::api::{OpError, OpToken, Outcome};
+
+use super::content::Tag;
+
+pub const UNIT: usize = 16;
+
+/// What one replica holds.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    /// In blocks.
+    pub size: usize,
+    pub meta: u64,
+    pub blocks: Vec<Tag>,
+    /// `mod_seq` of each unit.
+    pub seqs: Vec<u64>,
+}
+
+/// A change that was requested and not acknowledged.
+#[derive(Debug, Clone)]
+pub enum Pending {
+    Create {
+        size: usize,
+        meta: u64,
+    },
+    Remove,
+    Meta {
+        size: usize,
+        meta: u64,
+    },
+    /// Content of the blocks from `first` on; `exact`: an install, whose `mod_seq` are exact.
+    Blocks {
+        first: usize,
+        tags: Vec<Tag>,
+        seqs: Vec<u64>,
+        exact: bool,
+    },
+}
+
+/// A read under way: what each block may turn out to be.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    pub replica: u64,
+    pub first: usize,
+    pub allowed: Vec<Vec<Tag>>,
+    pub removed: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    pub replicas: BTreeMap<u64, Replica>,
+    pub pending: BTreeMap<OpToken, (u64, Pending)>,
+    pub reading: BTreeMap<OpToken, Reading>,
+    pub last_seq: u64,
+    pub last_tag: Tag,
+    /// Every content that a block of a replica was ever given, when it is wanted.
+    pub past: Option<BTreeMap<(u64, usize), Vec<Tag>>>,
+}
+
+impl Replica {
+    pub fn new(size: usize, meta: u64, blocks_max: usize) -> Self {
+        Self { size, meta, blocks: vec![0; blocks_max], seqs: vec![0; blocks_max / UNIT] }
+    }
+
+    pub fn is_empty(&self, unit: usize) -> bool {
+        self.blocks[unit * UNIT..(unit + 1) * UNIT].iter().all(|&tag| tag == 0)
+    }
+
+    pub fn apply(&mut self, first: usize, tags: &[Tag], seqs: &[u64], exact: bool) {
+        let units = first / UNIT..(first + tags.len()).div_ceil(UNIT);
+        let was_empty: Vec<bool> = units.clone().map(|unit| self.is_empty(unit)).collect();
+        self.blocks[first..first + tags.len()].copy_from_slice(tags);
+        for (index, unit) in units.enumerate() {
+            let was = if was_empty[index] { 0 } else { self.seqs[unit] };
+            let new = if exact { seqs[index] } else { was.max(seqs[index]) };
+            self.seqs[unit] = if self.is_empty(unit) { 0 } else { new };
+        }
+    }
+
+    /// Extents of so many blocks that hold anything.
+    pub fn extents(&self, extent_blocks: usize) -> usize {
+        self.blocks.chunks(extent_blocks).filter(|e| e.iter().any(|&tag| tag != 0)).count()
+    }
+}
+
+impl Model {
+    pub fn next_seq(&mut self) -> u64 {
+        self.last_seq += 1;
+        self.last_seq
+    }
+
+    pub fn pending_of(&self, replica: u64) -> impl Iterator<Item = &Pending> {
+        self.pending.values().filter(move |(other, _)| *other == replica).map(|(_, p)| p)
+    }
+
+    /// No change of these blocks is under way, and the replica stays.
+    pub fn is_free(&self, replica: u64, first: usize, count: usize) -> bool {
+        self.pending_of(replica).all(|pending| match pending {
+            Pending::Blocks { first: f, tags, .. } => {
+                first + count <= *f || f + tags.len() <= first
+            }
+            Pending::Meta { .. } => true,
+            Pending::Create { .. } | Pending::Remove => false,
+        })
+    }
+
+    pub fn requested(&mut self, token: OpToken, replica: u64, pending: Pending) {
+        match &pending {
+            Pending::Blocks { first, tags, .. } => {
+                for reading in self.reading.values_mut().filter(|r| r.replica == replica) {
+                    for (block, &tag) in (*first..).zip(tags) {
+                        let index = block.checked_sub(reading.first);
+                        if let Some(allowed) = index.and_then(|i| reading.allowed.get_mut(i)) {
+                            allowed.push(tag);
+                        }
+                    }
+                }
+                if let Some(past) = &mut self.past {
+                    for (block, &tag) in (*first..).zip(tags) {
+                        past.entry((replica, block)).or_default().push(tag);
+                    }
+                }
+            }
+            Pending::Remove => {
+                let of_it = self.reading.values_mut().filter(|r| r.replica == replica);
+                of_it.for_each(|reading| reading.removed = true);
+            }
+            Pending::Create { .. } | Pending::Meta { .. } => {}
+        }
+        self.pending.insert(token, (replica, pending));
+    }
+
+    pub fn read_requested(&mut self, token: OpToken, replica: u64, first: usize, count: usize) {
+        let held = &self.replicas[&replica].blocks[first..first + count];
+        let mut allowed: Vec<Vec<Tag>> = held.iter().map(|&tag| vec![tag]).collect();
+        let mut removed = false;
+        for pending in self.pending_of(replica) {
+            match pending {
+                Pending::Blocks { first: f, tags, .. } => {
+                    for (block, &tag) in (*f..).zip(tags) {
+                        if (first..first + count).contains(&block) {
+                            allowed[block - first].push(tag);
+                        }
+                    }
+                }
+                Pending::Remove => removed = true,
+                Pending::Create { .. } | Pending::Meta { .. } => {}
+            }
+        }
+        self.reading.insert(token, Reading { replica, first, allowed, removed });
+    }
+
+    /// An answer came. What it says must be allowed; the model follows what it acknowledges.
+    pub fn completed(
+        &mut self,
+        token: OpToken,
+        outcome: &Result<Outcome, OpError>,
+        blocks_max: usize,
+    ) -> Result<(), String> {
+        if let Some(reading) = self.reading.remove(&token) {
+            return reading.check(outcome);
+        }
+        let Some((raw, pending)) = self.pending.remove(&token) else { return Ok(()) };
+        let wrong = || Err(format!("{pending:?} of replica {raw} was answered with {outcome:?}"));
+        let going = self.pending_of(raw).any(|p| matches!(p, Pending::Remove));
+        let Some(replica) = self.replicas.get_mut(&raw) else {
+            return match (&pending, outcome) {
+                (Pending::Create { size, meta }, Ok(Outcome::Done)) => {
+                    self.replicas.insert(raw, Replica::new(*size, *meta, blocks_max));
+                    Ok(())
+                }
+                (Pending::Create { .. }, _) => wrong(),
+                (_, Ok(Outcome::Done) | Err(OpError::UnknownReplica)) => Ok(()),
+                _ => wrong(),
+            };
+        };
+        match (&pending, outcome) {
+            // Only a removal takes a replica away.
+            (_, Err(OpError::UnknownReplica)) if going => {}
+            (_, Err(_)) => return wrong(),
+            (Pending::Create { .. }, _) => {}
+            (Pending::Remove, _) => drop(self.replicas.remove(&raw)),
+            (Pending::Meta { size, meta }, _) => {
+                replica.meta = *meta;
+                replica.size = replica.size.max(*size);
+            }
+            (Pending::Blocks { first, tags, seqs, exact }, _) => {
+                replica.apply(*first, tags, seqs, *exact);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reading {
+    fn check(&self, outcome: &Result<Outcome, OpError>) -> Result<(), String> {
+        let Self { replica, first, allowed, removed } = self;
+        match outcome {
+            Ok(Outcome::Read { crcs, data }) => {
+                if crcs != &super::content::crcs_of(data) || crcs.len() != allowed.len() {
+                    return Err(format!("a read of replica {replica} has other checksums"));
+                }
+                for ((block, content), allowed) in (*first..).zip(data.chunks(4096)).zip(allowed) {
+                    let zeros = content.iter().all(|&b| b == 0);
+                    let is_allowed = |written| {
+                        super::content::tag_of(content, written).is_ok_and(|t| allowed.contains(&t))
+                    };
+                    if !(is_allowed(true) || zeros && is_allowed(false)) {
+                        let found = super::content::tag_of(content, !zeros);
+                        return Err(format!(
+                            "a read of replica {replica} block {block} gave {found:?} instead of \
+                             one of {allowed:?}"
+                        ));
+                    }
+                }
+                Ok(())
+            }
+            Err(OpError::UnknownReplica) if *removed => Ok(()),
+            other => Err(format!("a read of replica {replica} was answered with {other:?}")),
+        }
+    }
+}

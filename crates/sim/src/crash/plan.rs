@@ -1,0 +1,53 @@
+//! What kind of history a seed stands for: media, space, and what is asked for.
+
+use engine::api::Geometry;
+use model::volume::Media;
+
+use super::requests::Mix;
+use crate::random::Random;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub geometry: Geometry,
+    pub mix: Mix,
+    /// Changes and reads under way at once.
+    pub in_flight_max: usize,
+    /// What happens before the first crash: up to so many writes, which move the journal's head.
+    pub prefill_max: u64,
+    pub steps: u64,
+}
+
+impl Plan {
+    pub fn of(random: &mut Random) -> Self {
+        let media = if random.below(3) == 0 { Media::Hdd } else { Media::Ssd };
+        // A third of the drives has no room for everything that is asked for.
+        let tight = random.below(3) == 0;
+        let mib = match (media, tight) {
+            (Media::Ssd, false) => 16,
+            (Media::Ssd, true) => 8,
+            (Media::Hdd, false) => 24,
+            (Media::Hdd, true) => 12,
+        };
+        let blocks_max = 256 * (1 + random.below(2) as usize);
+        let mix = Mix {
+            replicas: 2 + random.below(2),
+            blocks_max: if media == Media::Hdd { blocks_max + 256 } else { blocks_max },
+            reads: *random.pick(&[0, 10, 30, 60]),
+            zeroes: *random.pick(&[0, 10, 15, 40]),
+            installs: *random.pick(&[0, 4, 6, 20]),
+            large: *random.pick(&[2, 10, 15, 50]),
+        };
+        let geometry = Geometry {
+            media,
+            drive_bytes: mib << 20,
+            journal_bytes: (4 << 20) + (random.below(5) << 16),
+            replicas_max: 4,
+        };
+        let in_flight_max = *random.pick(&[1, 6, 12, 12, 24]);
+        Self { geometry, mix, in_flight_max, prefill_max: 130, steps: 500 }
+    }
+
+    pub fn slot_bytes(&self) -> u64 {
+        u64::from(self.geometry.media.extent_bytes())
+    }
+}
