@@ -1,5 +1,5 @@
 # One command each; `make help` lists them.
-.PHONY: help build demo test check unit e2e bench clean
+.PHONY: help build demo test check unit e2e powercut bench clean
 CARGO ?= cargo
 PLIANT = target/release/pliant
 
@@ -25,6 +25,9 @@ unit:           ## Unit, property and scenario tests
 
 e2e: build      ## Real processes and real clients (installs what they need)
 	tests/run.sh e2e
+
+powercut: build ## Cut the power of a whole service at 240 moments (POWERCUT="--points 1000 --seed 7")
+	tests/run.sh powercut $(POWERCUT)
 
 bench: build    ## Side by side with other systems on the same disk
 	tests/bench.sh
