@@ -3,6 +3,7 @@
 //! The server owns one engine per drive and one machine per replica. The shell owns sockets and
 //! drives: it feeds frames and completions in, and carries actions out in the order given.
 
+pub use crate::turn::Finding;
 use bytes::Bytes;
 use engine::api::{DriveError, IoToken};
 use format::{
@@ -10,7 +11,7 @@ use format::{
     data::DataMessage,
 };
 use model::{
-    id::{BootId, DriveName, ServerId, Zone},
+    id::{BootId, DriveName, ReplicaId, ServerId, VolumeId, Zone},
     units::{ByteCount, Rate},
     volume::Media,
 };
@@ -51,6 +52,10 @@ pub struct Timing {
     /// A primary that handed over and heard nothing serves again after this long.
     pub hand_over_limit: Duration,
     pub beat: Duration,
+    /// Everything a drive holds is read and verified once in this time; zero: only when asked for.
+    pub scrub_period: Duration,
+    /// Of all drives of the server together.
+    pub scrub_bytes_per_sec: u64,
     /// Regions of one learner being filled at once.
     pub fill_window: usize,
 }
@@ -62,6 +67,8 @@ impl Default for Timing {
             learner_silence: Duration::from_secs(5),
             hand_over_limit: Duration::from_secs(1),
             beat: Duration::from_millis(500),
+            scrub_period: Duration::from_secs(14 * 24 * 3600),
+            scrub_bytes_per_sec: 8 << 20,
             fill_window: 4,
         }
     }
@@ -113,6 +120,17 @@ pub enum Event {
     TimeReached,
 }
 
+/// What was found out about a block of a replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incident {
+    pub volume: VolumeId,
+    pub replica: ReplicaId,
+    pub drive: DriveName,
+    /// Within the volume.
+    pub offset: u64,
+    pub finding: Finding,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     ReadDrive {
@@ -155,6 +173,8 @@ pub enum Action {
     SendManager {
         message: ToManager,
     },
+    /// Something that people should know of.
+    Note(Incident),
     /// All drives are open: the shell may accept connections and dial the manager.
     Ready,
 }

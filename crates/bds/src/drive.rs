@@ -7,12 +7,15 @@ use engine::{
     api::{Action as EngineAction, Event as EngineEvent, OpError, OpToken, OpenError, Outcome},
 };
 use format::{
-    ctl::{Damage, DriveReport, DriveState, DriveStatus, DriveUsage, ScrubStatus},
+    ctl::{Damage, DriveReport, DriveState, DriveStatus, DriveUsage},
     replica::ReplicaRecord,
 };
 use model::{id::ReplicaId, time::Instant, units::ByteCount};
 
-use crate::api::{Action, DriveParams};
+use crate::{
+    api::{Action, DriveParams},
+    scrub::Scrub,
+};
 
 /// The manager hears of a drive no more often.
 const STATUS_EVERY: Duration = Duration::from_secs(2);
@@ -24,6 +27,9 @@ pub struct Drive {
     state: State,
     /// What the manager was last told, and when.
     told: Option<DriveStatus>,
+    /// Of all its replicas since the start, those that are gone included.
+    pub damage: Damage,
+    pub scrub: Scrub,
     told_at: Option<Instant>,
 }
 
@@ -48,13 +54,21 @@ pub enum FromDrive {
 impl Drive {
     pub fn open(
         params: DriveParams,
-        seed: u64,
+        (seed, scrub): (u64, Scrub),
         now: Instant,
         out: &mut Vec<FromDrive>,
     ) -> Result<Self, OpenError> {
         let mut actions = Vec::new();
         let engine = Engine::open(params.geometry, seed, now, &mut actions)?;
-        let mut drive = Self { params, engine, state: State::Opening, told: None, told_at: None };
+        let mut drive = Self {
+            params,
+            engine,
+            state: State::Opening,
+            told: None,
+            told_at: None,
+            damage: Damage::default(),
+            scrub,
+        };
         drive.pass_on(actions, out);
         Ok(drive)
     }
@@ -141,8 +155,8 @@ impl Drive {
             state,
             reason: self.failed().map(str::to_owned),
             usage,
-            damage: Damage::default(),
-            scrub: ScrubStatus::default(),
+            damage: self.damage,
+            scrub: self.scrub.status(),
         }
     }
 

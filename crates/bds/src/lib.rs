@@ -6,15 +6,19 @@
 //! The protocol is `docs/replication.md`.
 
 pub mod api;
+mod damage;
 mod drive;
+mod examine;
 mod filled;
 mod image;
 mod learner;
 mod lock;
+mod mend;
 mod mirror;
 mod primary;
 mod rate;
 mod replica;
+mod scrub;
 mod server;
 mod session;
 mod source;

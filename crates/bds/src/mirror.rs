@@ -9,7 +9,9 @@
 //! undo what followed it.
 
 use engine::api::{OpError, Outcome, Request};
-use format::data::{DataMessage, DigestQuery, FillRegion, Replicate, Status};
+use format::data::{
+    DataMessage, DigestQuery, FetchBlocks, FillRegion, MendBlocks, Replicate, Status,
+};
 use model::{
     epoch::{Epoch, ModSeq},
     id::{GroupId, ReplicaId},
@@ -18,6 +20,7 @@ use model::{
 use crate::{
     api::ConnId,
     learner::Learner,
+    mend::Mender,
     turn::{Op, Turn, refused_unknown},
 };
 
@@ -35,6 +38,7 @@ pub struct Mirror {
     /// The primary's connection, once it has said which configuration it acts under.
     pub conn: Option<ConnId>,
     pub learner: Learner,
+    pub mender: Mender,
 }
 
 impl Mirror {
@@ -113,6 +117,30 @@ impl Mirror {
         };
         let Standing { group, replica, .. } = standing;
         turn.reply(conn, DataMessage::Digest { group, replica, token, status, digest });
+    }
+
+    pub fn fetch(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        of: (Standing, u64),
+        fetch: &FetchBlocks,
+    ) {
+        if self.obeys(turn, conn, fetch.epoch, of.0) {
+            self.mender.fetch(turn, conn, of, fetch);
+        }
+    }
+
+    pub fn mend(
+        &mut self,
+        turn: &mut Turn<'_>,
+        conn: ConnId,
+        of: (Standing, u64),
+        mend: MendBlocks,
+    ) {
+        if self.obeys(turn, conn, mend.epoch, of.0) {
+            self.mender.mend(turn, conn, of, mend);
+        }
     }
 
     pub fn fill(

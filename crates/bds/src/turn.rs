@@ -30,14 +30,36 @@ pub enum Op {
     Digest(ConnId, u64),
     /// The primary's own digest, as source of a learner.
     OwnDigest(u64),
-    /// What the primary fetched of a mirror in place of a damaged block.
+    /// The primary's own digest, to be compared with those of its mirrors.
+    CompareDigest(u64),
+    /// A good copy of a damaged block, written by the primary for itself.
     Repair(u64),
+    /// The same, sent by the primary.
+    Mend(u64),
+    /// The description of a unit that is looked into, and the read of one block of it.
+    ExamineDescribe(u64),
+    ExamineRead(u64, u32),
+    /// The drive's own pass over what it holds.
+    Scrub,
     /// A learner's description of what it has, and the installation of what it pulled.
     PullDescribe(u64),
     PullInstall(u64),
     /// A source's description of its own, and the read of one run of it.
     ServeDescribe(u64),
     ServeRead(u64, usize),
+}
+
+/// What was found out about a block, or a range, of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// It does not match its checksum, or cannot be read.
+    Bad,
+    /// It was written again from a good copy.
+    Repaired,
+    /// No in-sync replica has a good copy: reading it is an error until it is written.
+    Lost,
+    /// This mirror holds something else than the primary, with nothing in flight.
+    Differs { member: ReplicaId },
 }
 
 #[derive(Debug)]
@@ -49,6 +71,8 @@ pub struct Turn<'a> {
     pub out: &'a mut Vec<Action>,
     /// For the engine of the replica's drive, in order.
     pub requests: &'a mut Vec<(Op, Request)>,
+    /// What was found out about blocks, by their offset.
+    pub findings: &'a mut Vec<(u64, Finding)>,
     /// What the replica occupies on its drive.
     pub allocated: ByteCount,
     /// The replica's requests that the engine has not completed.
@@ -59,6 +83,10 @@ impl Turn<'_> {
     pub fn request(&mut self, op: Op, request: Request) {
         self.busy += 1;
         self.requests.push((op, request));
+    }
+
+    pub fn note(&mut self, offset: u64, finding: Finding) {
+        self.findings.push((offset, finding));
     }
 
     pub fn reply(&mut self, conn: ConnId, message: DataMessage) {

@@ -253,6 +253,7 @@ fn from_server(
         ToManager::Adopted { .. }
         | ToManager::HandedOver { .. }
         | ToManager::MemberSilent { .. }
+        | ToManager::MemberDiffers { .. }
         | ToManager::LearnerReady { .. }
         | ToManager::LearnerFailed { .. } => group_report(live, context, server, message),
         _ => return Err("a server does not send this".to_owned()),
@@ -325,6 +326,7 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
     let (ToManager::Adopted { group, .. }
     | ToManager::HandedOver { group, .. }
     | ToManager::MemberSilent { group, .. }
+    | ToManager::MemberDiffers { group, .. }
     | ToManager::LearnerReady { group, .. }
     | ToManager::LearnerFailed { group, .. }) = message
     else {
@@ -350,6 +352,11 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
                 let known = facts.silent.entry(silent).or_insert(fresh);
                 let first = if known.epoch == epoch { known.first } else { now };
                 *known = Silence { epoch, first, last: now };
+            }
+        }
+        ToManager::MemberDiffers { epoch, member, .. } => {
+            if record.config.is_in_sync(member) {
+                facts.differing.insert(member, epoch);
             }
         }
         // The later of the two holds.

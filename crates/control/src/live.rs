@@ -139,6 +139,8 @@ pub struct GroupLive {
     /// Which replica acts as primary, under which epoch.
     pub adopted: Option<(ReplicaId, Epoch)>,
     pub silent: BTreeMap<ReplicaId, Silence>,
+    /// Mirrors that hold something else than the primary, and under which epoch that was seen.
+    pub differing: BTreeMap<ReplicaId, Epoch>,
     pub ready: Option<(Epoch, ReplicaId)>,
     pub failed: Option<LearnerFailure>,
     /// The learner of the configuration.

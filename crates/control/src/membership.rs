@@ -47,6 +47,7 @@ fn note(case: &Case<'_>, facts: &mut GroupLive) {
         facts.stint = learner.map(|(learner, source)| Stint { learner, source, since });
     }
     facts.silent.retain(|replica, _| config.member(*replica).is_some());
+    facts.differing.retain(|replica, _| config.is_in_sync(*replica));
     if !case.primary_runs() || case.adopted(facts) {
         facts.unadopted = None;
     } else if facts.unadopted.map(|(epoch, _)| epoch) != Some(config.epoch) {
@@ -122,14 +123,16 @@ fn unfence(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
 }
 
 /// A mirror that the primary cannot reach, and that is down by what the manager knows, or has
-/// been out of reach too long for the group to wait. A mirror that lost its replica goes at once.
+/// been out of reach too long for the group to wait. A mirror that lost its replica goes at once, and so
+/// does one that differs from the primary: it comes back as learner.
 fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
     if !case.primary_runs() {
         return None;
     }
     let silent = |replica| {
         let standing = case.standing(replica);
-        if standing.is_lost() {
+        let differs = facts.differing.get(&replica) == Some(&case.config().epoch);
+        if standing.is_lost() || differs {
             return true;
         }
         let Some(silence) = facts.silent.get(&replica) else { return false };

@@ -77,6 +77,14 @@ pub enum ToManager {
         epoch: Epoch,
         silent: ReplicaId,
     },
+    /// With nothing in flight, a mirror holds something else than the primary: one of them is
+    /// wrong. Said again until the manager has taken the mirror out of the set.
+    MemberDiffers {
+        group: GroupId,
+        epoch: Epoch,
+        member: ReplicaId,
+        offset: u64,
+    },
     /// The learner holds everything, is required for every acknowledgement, and has compared
     /// equal. `bytes_moved`: of data, over the wire, for this fill.
     LearnerReady {
@@ -96,6 +104,19 @@ pub enum ToManager {
     DriveFailed {
         drive: DriveName,
         reason: String,
+    },
+    /// How far a pass over a replica is that was asked for by `Scrub`.
+    Scrubbed {
+        replica: ReplicaId,
+        pass: u64,
+        percent: u8,
+        /// Read and verified.
+        bytes: u64,
+        /// Since the pass was asked for.
+        damage: Damage,
+        finished: bool,
+        /// Why it could not be done.
+        failure: Option<String>,
     },
     /// How a drive stands: after the registration, and when something changed, but no more often
     /// than every few seconds. The last one holds; a message that is lost is followed by another.
@@ -296,6 +317,13 @@ pub enum FromManager {
     HandOver {
         group: GroupId,
         epoch: Epoch,
+    },
+
+    /// Read and verify a replica now, and tell how far it is with `Scrubbed`. `pass` tells one
+    /// request from the next.
+    Scrub {
+        replica: ReplicaId,
+        pass: u64,
     },
 
     // To node managers.

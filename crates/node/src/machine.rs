@@ -206,6 +206,7 @@ impl Node {
             | FromManager::Prepare { .. }
             | FromManager::Configure { .. }
             | FromManager::HandOver { .. }
+            | FromManager::Scrub { .. }
             | FromManager::Rejected { .. } => {}
         }
     }

@@ -117,6 +117,7 @@ impl Primary {
     pub fn link_down(&mut self, turn: &mut Turn<'_>, server: &ServerId) {
         for replica in self.peers_at(server) {
             self.reset_fill(turn, replica);
+            self.put_off_compare(0);
         }
         self.go_on(turn);
     }

@@ -9,9 +9,11 @@
 //! is acknowledged.
 //!
 //! `request` is the path of a guest's request, `change` that of a change to all members, `member`
-//! watches the members, `resync` fills learners, `repair` replaces damaged blocks.
+//! watches the members, `resync` fills learners, `repair` replaces damaged blocks,
+//! `compare` finds mirrors that differ.
 
 mod change;
+mod compare;
 mod fill;
 mod member;
 mod repair;
@@ -37,13 +39,16 @@ use model::{
 
 use crate::{
     api::ConnId,
+    examine::Examiner,
     lock::{LockId, Locks},
     rate::Throttle,
     session::Sessions,
     turn::Turn,
 };
 
-use self::{change::Flight, fill::Fill, member::Peer, repair::Repair, request::Guest};
+use self::{
+    change::Flight, compare::Comparing, fill::Fill, member::Peer, repair::Repair, request::Guest,
+};
 
 /// How often silence is looked for while somebody owes an answer.
 const TICK: Duration = Duration::from_millis(250);
@@ -74,6 +79,7 @@ enum Owner {
     Guest(u64),
     Fill { learner: ReplicaId, token: u64 },
     Repair(u64),
+    Compare(u64),
 }
 
 /// A session that is open as soon as nothing older is in flight.
@@ -111,6 +117,9 @@ pub struct Primary {
     peers: BTreeMap<ReplicaId, Peer>,
     fills: BTreeMap<ReplicaId, Fill>,
     repairs: BTreeMap<u64, Repair>,
+    /// Own units that repairs look at.
+    examiner: Examiner<u64>,
+    comparing: Comparing,
     tick: Option<Instant>,
 }
 
@@ -138,6 +147,8 @@ impl Primary {
             peers: BTreeMap::new(),
             fills: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            examiner: Examiner::default(),
+            comparing: Comparing::default(),
             tick: None,
             config,
         };
@@ -181,6 +192,7 @@ impl Primary {
         }
         self.recount_flights(turn);
         self.ask_mirrors_again(turn, None);
+        self.restart_compare();
         self.go_on(turn);
     }
 
@@ -243,6 +255,7 @@ impl Primary {
             self.watch_members(turn);
             self.watch_fills(turn);
             self.ask_mirrors_again(turn, None);
+            self.watch_compare(turn);
         }
         self.go_on(turn);
     }
@@ -255,13 +268,15 @@ impl Primary {
                 match self.owners.get(&lock) {
                     Some(&Owner::Guest(ticket)) => self.start(turn, ticket),
                     Some(&Owner::Fill { learner, token }) => self.start_task(turn, learner, token),
-                    Some(&Owner::Repair(token)) => self.ask_mirror(turn, token),
+                    Some(&Owner::Repair(token)) => self.start_repair(turn, token),
+                    Some(&Owner::Compare(_)) => self.start_compare(turn),
                     None => {}
                 }
             }
             self.settle_barrier(turn);
             self.take_up(turn);
             self.advance_fills(turn);
+            self.advance_compare(turn);
             if self.granted.is_empty() {
                 break;
             }
@@ -270,6 +285,7 @@ impl Primary {
         let watch = !self.flights.is_empty()
             || !self.fills.is_empty()
             || !self.repairs.is_empty()
+            || self.comparing.needs_watching()
             || self.peers.values().any(|peer| peer.needs_watching(turn));
         if watch {
             self.tick.get_or_insert(turn.now + TICK);
@@ -306,6 +322,11 @@ impl Primary {
         self.tick = Some(turn.now);
     }
 
+    /// Whether damage or differences of its own or its mirrors are being looked into.
+    pub fn is_checking(&self) -> bool {
+        !self.repairs.is_empty() || self.comparing.is_busy()
+    }
+
     /// A message of a member.
     pub fn received(&mut self, turn: &mut Turn<'_>, message: &DataMessage) {
         match *message {
@@ -321,6 +342,18 @@ impl Primary {
                 self.heard(turn, replica);
                 let digest = (status == Status::Ok).then_some(digest);
                 self.digest_received(turn, replica, token, digest);
+                self.compare_answered(turn, (replica, token), digest);
+            }
+            DataMessage::FetchedBlocks { replica, token, ref content, .. } => {
+                self.heard(turn, replica);
+                self.blocks_fetched(turn, (replica, token), content.as_ref());
+            }
+            DataMessage::Mended { replica, token, differs, .. } => {
+                self.heard(turn, replica);
+                self.mended(turn, (replica, token), differs);
+            }
+            DataMessage::BadUnit { replica, epoch, offset, blocks, .. } => {
+                self.complaint(turn, (replica, epoch), (offset, blocks));
             }
             _ => return,
         }

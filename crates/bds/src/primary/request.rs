@@ -5,12 +5,13 @@ use engine::api::{OpError, Outcome, Request};
 use format::data::{Change, DataMessage, RequestId, Status};
 use model::{
     epoch::{AttachGeneration, Epoch},
-    limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, RESYNC_UNIT_BYTES, TRANSFER_BYTES_MAX},
+    limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, RESYNC_UNIT_BYTES},
     units::BLOCK,
 };
 
 use crate::{
     api::ConnId,
+    examine::unit_start,
     image::checksums_match,
     lock::{LockId, Mode, Range},
     rate::Cost,
@@ -24,9 +25,6 @@ use super::{Barrier, Owner, Phase, Primary};
 /// session that was replaced may still be here.
 const QUEUE_MAX: usize = 2 * IN_FLIGHT_REQUESTS_MAX;
 
-/// Damaged blocks repaired for one read: one in each resync unit of the longest.
-const REPAIRS_MAX: u32 = TRANSFER_BYTES_MAX / RESYNC_UNIT_BYTES + 1;
-
 #[derive(Debug)]
 pub struct Guest {
     conn: ConnId,
@@ -37,8 +35,8 @@ pub struct Guest {
     /// Of data; counted while it runs.
     bytes: u64,
     stage: Stage,
-    /// Damaged blocks that it met so far.
-    damaged: u32,
+    /// Units that were looked into because it could not be carried out.
+    examined: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -233,8 +231,10 @@ impl Primary {
         let ticket = self.ticket_last;
         self.sessions.began(id, ticket);
         let (bytes, stage) = (work.bytes(range), Stage::Queued);
-        self.guests
-            .insert(ticket, Guest { conn, epoch, id, work, range, bytes, stage, damaged: 0 });
+        self.guests.insert(
+            ticket,
+            Guest { conn, epoch, id, work, range, bytes, stage, examined: Vec::new() },
+        );
         self.queue.push_back(ticket);
     }
 
@@ -332,12 +332,15 @@ impl Primary {
         self.go_on(turn);
     }
 
-    /// Lets a read wait for a repair, unless it has waited for too many.
+    /// Lets a read wait for a repair, unless everything it covers has been looked into.
     fn repair_for(&mut self, turn: &mut Turn<'_>, ticket: u64, offset: u64) -> bool {
         let Some(guest) = self.guests.get_mut(&ticket) else { return false };
         let Stage::Running(lock) = guest.stage else { return false };
-        guest.damaged += 1;
-        if guest.damaged > REPAIRS_MAX || !self.repair(turn, ticket, offset) {
+        // A drive that fails a long read does not say which block it is.
+        let mut units = (unit_start(offset)..guest.range.end).step_by(RESYNC_UNIT_BYTES as usize);
+        let Some(unit) = units.find(|unit| !guest.examined.contains(unit)) else { return false };
+        guest.examined.push(unit);
+        if !self.repair(turn, ticket, unit) {
             return false;
         }
         self.guests.get_mut(&ticket).expect("looked up above").stage = Stage::Repairing;
@@ -346,16 +349,11 @@ impl Primary {
         true
     }
 
-    /// A repair has ended that the read waited for.
-    pub(super) fn read_again(&mut self, turn: &mut Turn<'_>, ticket: u64, repaired: bool) {
+    /// A repair has ended that the read waited for, well or not.
+    pub(super) fn read_again(&mut self, turn: &mut Turn<'_>, ticket: u64) {
         let waits = |guest: &&Guest| guest.stage == Stage::Repairing;
-        if self.guests.get(&ticket).filter(waits).is_none() {
-            return;
-        }
-        if repaired {
+        if self.guests.get(&ticket).filter(waits).is_some() {
             self.lock(turn, ticket);
-        } else {
-            self.finish(turn, ticket, Answer::bare(Status::BadBlock));
         }
     }
 

@@ -21,13 +21,15 @@ use format::{
 use model::{
     epoch::Epoch,
     group::{GroupConfig, Role as MemberRole},
-    id::{DriveName, GroupId, ReplicaId, ServerId},
+    id::{DriveName, GroupId, ReplicaId, ServerId, VolumeId},
     time::Instant,
     units::ByteCount,
 };
 
 use crate::{
     api::ConnId,
+    damage::Ledger,
+    examine::{UNIT_BYTES, unit_start},
     lock::Range,
     mirror::{Mirror, Standing},
     primary::Primary,
@@ -77,6 +79,9 @@ pub struct Replica {
     /// The links it wants may be others than before.
     pub links_changed: bool,
     pub fate: Fate,
+    pub damage: Ledger,
+    /// The pass of the scrub that was asked for last and is complete.
+    pub scrubbed: Option<u64>,
     size: ByteCount,
     record: ReplicaRecord,
     created: bool,
@@ -95,6 +100,8 @@ impl Replica {
             busy: 0,
             links_changed: false,
             fate: Fate::Lives,
+            damage: Ledger::default(),
+            scrubbed: None,
             size,
             created: true,
             pending: None,
@@ -155,20 +162,49 @@ impl Replica {
         }
     }
 
-    /// Whether it asked for the image of this token: a learner to be filled, or a primary for a
-    /// repair.
+    /// Whether it asked for the image of this token, as a learner to be filled.
     pub fn awaits(&self, token: u64) -> bool {
-        match &self.role {
-            Role::Mirror(mirror) => mirror.learner.knows(token),
-            Role::Primary(primary) => primary.knows_repair(token),
-        }
+        matches!(&self.role, Role::Mirror(mirror) if mirror.learner.knows(token))
     }
 
     pub fn image(&mut self, turn: &mut Turn<'_>, token: u64, image: Image) {
-        match &mut self.role {
-            Role::Mirror(mirror) => mirror.learner.received(turn, token, self.id, image),
-            Role::Primary(primary) => primary.repair_received(turn, token, image),
+        if let Role::Mirror(mirror) = &mut self.role {
+            mirror.learner.received(turn, token, self.id, image);
         }
+    }
+
+    /// Something at this offset cannot be read. The unit around it is looked into, and repaired
+    /// from another replica.
+    pub fn met_damage(&mut self, turn: &mut Turn<'_>, offset: u64) {
+        let standing = self.standing();
+        let start = unit_start(offset);
+        let unit = Range { start, end: self.size.get().min(start + UNIT_BYTES) };
+        match &mut self.role {
+            Role::Primary(primary) => primary.met_damage(turn, offset),
+            Role::Mirror(mirror) => mirror.mender.met_damage(turn, standing, unit),
+        }
+    }
+
+    /// Whether damage that was found, or a comparison, is still being looked into.
+    pub fn is_checking(&self) -> bool {
+        match &self.role {
+            Role::Primary(primary) => primary.is_checking(),
+            Role::Mirror(mirror) => mirror.mender.is_busy(),
+        }
+    }
+
+    /// Whether what it holds counts, by the last configuration it adopted.
+    pub fn is_in_sync(&self) -> bool {
+        let adopted = self.record.adopted.as_ref();
+        self.is_reported() && adopted.is_some_and(|config| config.is_in_sync(self.id))
+    }
+
+    pub fn volume(&self) -> VolumeId {
+        self.record.volume
+    }
+
+    pub fn size(&self) -> ByteCount {
+        self.size
     }
 
     pub fn deadline(&self) -> Option<Instant> {
@@ -273,7 +309,7 @@ impl Replica {
             }
             _ => {}
         }
-        let standing = self.standing();
+        let (standing, size) = (self.standing(), self.size.get());
         let Role::Mirror(mirror) = &mut self.role else {
             // An older primary, unless it is this replica that is about to be replaced; then the
             // newer one has to say so first.
@@ -287,6 +323,8 @@ impl Replica {
             DataMessage::Replicate(r) => mirror.replicate(turn, conn, standing, r),
             DataMessage::QueryDigest(query) => mirror.digest(turn, conn, standing, &query),
             DataMessage::FillRegion(fill) => mirror.fill(turn, conn, standing, fill),
+            DataMessage::FetchBlocks(fetch) => mirror.fetch(turn, conn, (standing, size), &fetch),
+            DataMessage::MendBlocks(mend) => mirror.mend(turn, conn, (standing, size), mend),
             _ => {}
         }
     }
@@ -341,7 +379,12 @@ impl Replica {
                 return;
             }
             Op::ServeDescribe(key) => return self.source.described(turn, key, outcome),
-            Op::ServeRead(key, index) => return self.source.read(turn, (key, index), outcome),
+            Op::ServeRead(key, index) => {
+                if let Err(OpError::BadBlock { offset }) = outcome {
+                    self.met_damage(turn, offset);
+                }
+                return self.source.read(turn, (key, index), outcome);
+            }
             _ => {}
         }
         match (&mut self.role, op) {
@@ -351,12 +394,26 @@ impl Replica {
             (Role::Mirror(m), Op::Digest(conn, token)) => {
                 m.digested(turn, (conn, token), standing, outcome);
             }
+            (Role::Mirror(m), Op::ExamineDescribe(key)) => {
+                m.mender.described(turn, (m.conn, standing), key, outcome);
+            }
+            (Role::Mirror(m), Op::ExamineRead(key, block)) => {
+                m.mender.read(turn, (m.conn, standing), (key, block), outcome);
+            }
+            (Role::Mirror(m), Op::Mend(key)) => {
+                m.mender.written(turn, (m.conn, standing), key, outcome);
+            }
             (Role::Mirror(m), Op::PullDescribe(key)) => m.learner.described(turn, key, outcome),
             (Role::Mirror(m), Op::PullInstall(key)) => m.learner.installed(turn, key, outcome),
             (Role::Primary(p), Op::Change(mod_seq)) => p.own_change_done(turn, mod_seq, outcome),
             (Role::Primary(p), Op::Guest(ticket)) => p.guest_done(turn, ticket, outcome),
             (Role::Primary(p), Op::OwnDigest(token)) => p.own_digest(turn, token, outcome),
-            (Role::Primary(p), Op::Repair(token)) => p.repair_installed(turn, token, outcome),
+            (Role::Primary(p), Op::CompareDigest(token)) => p.compare_digest(turn, token, &outcome),
+            (Role::Primary(p), Op::Repair(token)) => p.repair_written(turn, token, &outcome),
+            (Role::Primary(p), Op::ExamineDescribe(key)) => p.examine_described(turn, key, outcome),
+            (Role::Primary(p), Op::ExamineRead(key, block)) => {
+                p.examine_read(turn, (key, block), outcome);
+            }
             (_, op) => unreachable!("a role ended before its request {op:?} did"),
         }
     }
@@ -399,6 +456,8 @@ fn epoch_of(message: &DataMessage) -> Option<Epoch> {
         DataMessage::Replicate(r) => Some(r.epoch),
         DataMessage::QueryDigest(q) => Some(q.epoch),
         DataMessage::FillRegion(f) => Some(f.epoch),
+        DataMessage::FetchBlocks(f) => Some(f.epoch),
+        DataMessage::MendBlocks(m) => Some(m.epoch),
         _ => None,
     }
 }

@@ -117,11 +117,18 @@ impl Replica {
                 turn.reply(conn, refused_unknown(self.record.group, self.id));
             }
             Then::Follow(conn) => {
+                let damaged = match &self.role {
+                    Role::Primary(primary) => primary.damaged_units(),
+                    Role::Mirror(_) => Vec::new(),
+                };
                 if let Role::Primary(_) = self.role {
                     self.role = Role::Mirror(Mirror::default());
                 }
+                let standing = self.standing();
                 if let Role::Mirror(mirror) = &mut self.role {
                     mirror.follow(conn);
+                    damaged.into_iter().for_each(|unit| mirror.mender.remember(unit));
+                    mirror.mender.complain_again(turn, conn, standing);
                 }
                 self.links_changed = true;
             }
@@ -137,11 +144,14 @@ impl Replica {
 
     pub(super) fn lead(&mut self, turn: &mut Turn<'_>) {
         let config = self.record.adopted.clone().expect("a primary has a configuration");
-        if let Role::Primary(primary) = &mut self.role {
-            primary.adopt(turn, config);
-        } else {
-            let primary = Primary::activate(turn, self.id, config);
-            self.role = Role::Primary(Box::new(primary));
+        match &mut self.role {
+            Role::Primary(primary) => primary.adopt(turn, config),
+            Role::Mirror(mirror) => {
+                let damaged = mirror.mender.damaged_units();
+                let mut primary = Box::new(Primary::activate(turn, self.id, config));
+                damaged.into_iter().for_each(|unit| primary.met_damage(turn, unit));
+                self.role = Role::Primary(primary);
+            }
         }
         self.links_changed = true;
     }

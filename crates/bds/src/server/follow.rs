@@ -8,7 +8,7 @@ use model::{
 };
 
 use crate::{
-    api::Action,
+    api::{Action, Incident},
     drive::{Drive, FromDrive},
     replica::{Fate, Replica},
     turn::{Op, Turn},
@@ -39,7 +39,7 @@ impl Server {
     ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let drive = self.drives.get(&replica.drive).expect("a replica lies on a drive");
-        let mut requests = Vec::new();
+        let (mut requests, mut findings) = (Vec::new(), Vec::new());
         let mut turn = Turn {
             now,
             timing: self.params.timing,
@@ -47,6 +47,7 @@ impl Server {
             tokens: &mut self.tokens,
             out,
             requests: &mut requests,
+            findings: &mut findings,
             allocated: drive.allocated(id),
             busy: replica.busy,
         };
@@ -55,6 +56,15 @@ impl Server {
         replica.busy = turn.busy;
         self.links_changed |= std::mem::replace(&mut replica.links_changed, false);
         let (drive, deadline) = (replica.drive.clone(), replica.deadline());
+        let volume = replica.volume();
+        for (offset, finding) in findings {
+            if replica.damage.note(offset, finding) {
+                let drive = self.drives.get_mut(&drive).expect("looked up above");
+                crate::damage::add(&mut drive.damage, finding);
+                let drive = replica.drive.clone();
+                out.push(Action::Note(Incident { volume, replica: id, drive, offset, finding }));
+            }
+        }
         if replica.fate == Fate::Gone {
             self.forget(id);
         } else {
@@ -113,7 +123,7 @@ impl Server {
         (replica, op): (ReplicaId, Op),
         request: Request,
         out: &mut Vec<Action>,
-    ) {
+    ) -> OpToken {
         self.tokens += 1;
         let token = OpToken(self.tokens);
         self.asked.insert(token, (replica, op));
@@ -124,6 +134,7 @@ impl Server {
         } else {
             self.completed.push_back((token, Err(OpError::DriveFailed)));
         }
+        token
     }
 
     pub(super) fn feed_engine(
@@ -192,6 +203,10 @@ impl Server {
             while let Some((token, outcome)) = self.completed.pop_front() {
                 let asked = self.asked.remove(&token);
                 let (id, op) = asked.expect("an engine completes each request once");
+                if op == Op::Scrub {
+                    self.scrub_completed(now, token, outcome, out);
+                    continue;
+                }
                 self.turn(now, id, out, |replica, turn| {
                     turn.busy -= 1;
                     replica.completed(turn, op, outcome);

@@ -8,6 +8,7 @@
 
 mod follow;
 mod route;
+mod scrub;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -27,6 +28,7 @@ use crate::{
     api::{Action, Event, ServerParams},
     drive::Drive,
     replica::{Input, Replica},
+    scrub::Scrub,
     turn::{Links, Op},
 };
 
@@ -75,10 +77,15 @@ impl Server {
             wake_order: BTreeSet::new(),
             params,
         };
+        let timing = server.params.timing;
+        let drives = u64::try_from(server.params.drives.len()).expect("few").max(1);
         for (index, drive) in (0_u64..).zip(server.params.drives.clone()) {
             let name = drive.drive.clone();
             let mut from_drive = Vec::new();
-            let drive = Drive::open(drive, seed.wrapping_add(index), now, &mut from_drive)?;
+            let seed = seed.wrapping_add(index);
+            let rate = timing.scrub_bytes_per_sec / drives;
+            let scrub = Scrub::new(timing.scrub_period, rate, seed, now);
+            let drive = Drive::open(drive, (seed, scrub), now, &mut from_drive)?;
             server.drives.insert(name.clone(), drive);
             server.take_from(now, &name, from_drive, out);
         }
@@ -120,7 +127,8 @@ impl Server {
         let beat = self.manager_up.then_some(self.next_beat);
         let wake = self.wake_order.first().map(|&(at, _)| at);
         let engines = self.drives.values().filter_map(Drive::deadline);
-        engines.chain(beat).chain(wake).min()
+        let scrubs = self.drives.values().filter_map(|drive| drive.scrub.deadline());
+        engines.chain(beat).chain(wake).chain(scrubs).min()
     }
 
     fn time_reached(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -140,6 +148,7 @@ impl Server {
             self.wakes.remove(&replica);
             self.turn(now, replica, out, Replica::time_reached);
         }
+        self.scrub_on(now, out);
         if self.manager_up && self.next_beat <= now {
             self.next_beat = now + self.params.timing.beat;
             let replicas = self
@@ -149,6 +158,8 @@ impl Server {
                 .collect();
             out.push(Action::SendManager { message: ToManager::Beat { replicas } });
             self.tell_news(now, out);
+            self.tell_scrubs(out);
+            self.begin_scrubs(now);
         }
     }
 
@@ -195,6 +206,9 @@ impl Server {
                     return out.push(Action::SendManager { message });
                 }
                 (replica, Input::Remove)
+            }
+            FromManager::Scrub { replica, pass } => {
+                return self.scrub_asked(now, (replica, pass), out);
             }
             FromManager::Prepare { replica, epoch, .. } => (replica, Input::Prepare(epoch)),
             FromManager::Configure { config } => {

@@ -51,6 +51,8 @@ impl Server {
             DataMessage::Replicate(r) => (r.group, r.replica),
             DataMessage::FillRegion(f) => (f.group, f.replica),
             DataMessage::QueryDigest(q) => (q.group, q.replica),
+            DataMessage::FetchBlocks(f) => (f.group, f.replica),
+            DataMessage::MendBlocks(m) => (m.group, m.replica),
             DataMessage::PullRegion { group, replica, .. } => (*group, *replica),
             _ => return,
         };
@@ -87,6 +89,9 @@ impl Server {
             | DataMessage::Refused { group, .. }
             | DataMessage::FillDone { group, .. }
             | DataMessage::Digest { group, .. }
+            | DataMessage::FetchedBlocks { group, .. }
+            | DataMessage::Mended { group, .. }
+            | DataMessage::BadUnit { group, .. }
             | DataMessage::RegionImage { group, .. } => *group,
             _ => return,
         };

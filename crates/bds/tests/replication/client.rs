@@ -55,6 +55,10 @@ pub struct Client {
     pub longest: Duration,
     pub fenced: bool,
     ticking: bool,
+    /// Blocks that no replica has: reads of these alone may fail.
+    pub lost: BTreeSet<u64>,
+    /// Reads that failed: their first block and how many.
+    pub failed: Vec<(u64, u64)>,
 }
 
 impl Client {
@@ -79,6 +83,8 @@ impl Client {
             longest: Duration::ZERO,
             fenced: false,
             ticking: false,
+            lost: BTreeSet::new(),
+            failed: Vec::new(),
         }
     }
 
@@ -260,6 +266,15 @@ impl World {
             return;
         }
         let Some(request) = self.client.pending.get_mut(&id.request) else { return };
+        let (first, blocks) = (request.first, request.blocks);
+        if status == Status::BadBlock {
+            let lost = self.client.lost.range(first..first + blocks).next().is_some();
+            assert!(lost, "{request:?} failed, though every block has a good copy");
+            self.client.busy.retain(|b| !(first..first + blocks).contains(b));
+            self.client.failed.push((first, blocks));
+            self.client.pending.remove(&id.request);
+            return;
+        }
         if status != Status::Ok {
             assert!(
                 matches!(status, Status::Moved | Status::NotReady),

@@ -65,6 +65,23 @@ impl Disk {
         damaged
     }
 
+    /// Flips one bit of every block beyond `from` that `chosen` picks by its content, on the medium;
+    /// how many. Blocks of zeros are nobody's.
+    pub fn rot(&mut self, from: u64, mut chosen: impl FnMut(&[u8]) -> bool) -> usize {
+        let mut flipped = 0;
+        for (page, held) in self.current.range_mut(from / PAGE..) {
+            if held.iter().any(|&byte| byte != 0) && chosen(&held[..]) {
+                held[7] ^= 0x10;
+                // Should the block be in the cache still, it will be written as it was.
+                if let Some(stable) = self.stable.get_mut(page) {
+                    stable[7] ^= 0x10;
+                }
+                flipped += 1;
+            }
+        }
+        flipped
+    }
+
     /// The power fails: of what was not flushed, any blocks may have reached the medium.
     pub fn crash(&mut self, rng: &mut Rng) {
         for (offset, data) in std::mem::take(&mut self.cached) {

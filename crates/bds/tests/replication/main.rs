@@ -8,5 +8,6 @@ mod client;
 mod disk;
 mod manager;
 mod random;
+mod rot;
 mod scenario;
 mod world;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use format::ctl::{FromManager, ToManager};
+use format::ctl::{Damage, FromManager, ToManager};
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Member, Role},
@@ -63,24 +63,23 @@ pub struct Manager {
     pub progress: Option<format::ctl::FillProgress>,
     pub filled_bytes_moved: u64,
     patience: Instant,
+    /// Mirrors that were found to differ.
+    pub differing: Vec<ReplicaId>,
+    /// Passes of the scrub that were asked for and are finished.
+    pub scrubbed: BTreeMap<(ReplicaId, u64), Damage>,
+    /// The last status of each server's drive.
+    pub damage: BTreeMap<ServerId, Damage>,
 }
 
 impl Manager {
     pub fn new(servers: u64) -> Self {
-        let member = |n: u64| Member {
-            replica: replica_id(n),
-            server: server_name(n),
-            address: address_of(n),
-            drive: drive_name(),
-            role: if n == 1 { Role::Primary } else { Role::Mirror },
-        };
         let wanted_members = servers.min(2) as usize;
-        let desired: Vec<Member> = (1..=servers).map(member).collect();
+        let desired = members(wanted_members);
         let config = GroupConfig {
             group: group(),
             volume: VolumeId::from_raw(5),
             epoch: Epoch::FIRST,
-            members: desired[..wanted_members].to_vec(),
+            members: desired.clone(),
             size: ByteCount::new(SIZE),
             attach_generation: AttachGeneration::from_raw(1),
             rate: Rate { iops: Iops::new(50_000), throughput: MibPerSec::new(1_000) },
@@ -88,7 +87,7 @@ impl Manager {
         };
         Self {
             config,
-            desired: desired[..wanted_members].to_vec(),
+            desired,
             wanted_members,
             created: BTreeSet::new(),
             adopted: false,
@@ -109,13 +108,16 @@ impl Manager {
             progress: None,
             filled_bytes_moved: 0,
             patience: Instant::ZERO,
+            differing: Vec::new(),
+            scrubbed: BTreeMap::new(),
+            damage: BTreeMap::new(),
         }
     }
 
     /// Before the group starts: it has this many members.
-    pub fn want(&mut self, members: usize) {
-        self.wanted_members = members;
-        self.desired.truncate(members);
+    pub fn want(&mut self, count: usize) {
+        self.wanted_members = count;
+        self.desired = members(count);
         self.config.members = self.desired.clone();
     }
 
@@ -136,6 +138,18 @@ impl Manager {
             && self.desired.iter().all(|d| self.config.is_in_sync(d.replica))
             && self.config.members.len() == self.desired.len()
     }
+}
+
+/// Replica `n` on server `n`, the first of them primary.
+fn members(count: usize) -> Vec<Member> {
+    let member = |n: u64| Member {
+        replica: replica_id(n),
+        server: server_name(n),
+        address: address_of(n),
+        drive: drive_name(),
+        role: if n == 1 { Role::Primary } else { Role::Mirror },
+    };
+    (1..=count as u64).map(member).collect()
 }
 
 fn without(config: &GroupConfig, replica: ReplicaId) -> GroupConfig {
@@ -374,6 +388,18 @@ impl World {
             ToManager::MemberSilent { epoch, silent, .. } if epoch == current => {
                 manager.silent_reports += 1;
                 *manager.silent.entry(silent).or_insert(0) += 1;
+            }
+            ToManager::MemberDiffers { epoch, member, .. } if epoch == current => {
+                manager.differing.push(member);
+                let next = without(&manager.config, member);
+                self.store(next);
+            }
+            ToManager::Scrubbed { replica, pass, damage, finished: true, failure, .. } => {
+                assert_eq!(failure, None, "{replica} was in sync");
+                manager.scrubbed.insert((replica, pass), damage);
+            }
+            ToManager::DriveStatus(status) => {
+                manager.damage.insert(server.clone(), status.damage);
             }
             ToManager::LearnerReady { epoch, learner, .. } if epoch == current => {
                 manager.ready_reports += 1;

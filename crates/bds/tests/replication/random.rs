@@ -109,6 +109,7 @@ fn run(seed: u64, servers: u64, members: usize) {
     world.run_until(SOON, "all in sync", |w| w.manager.is_whole());
     world.read_everything();
     world.check_replicas();
+    assert_eq!(world.manager.differing, [], "replicas were equal all the time");
 }
 
 fn run_all(seeds: std::ops::Range<u64>, servers: u64, members: usize) {

@@ -12,7 +12,7 @@ use std::{
 
 use bds::{
     Server,
-    api::{Action, ConnId, DriveParams, Event, ServerParams, Timing},
+    api::{Action, ConnId, DriveParams, Event, Incident, ServerParams, Timing},
 };
 use engine::api::IoToken;
 use format::{
@@ -33,6 +33,9 @@ pub fn group() -> GroupId {
 }
 
 pub const SIZE: u64 = 8 << 20;
+
+/// So short that the scrub is at work in every test.
+const SCRUB_PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
@@ -172,6 +175,7 @@ pub struct World {
     pub media: BTreeMap<DriveName, Media>,
     /// Pairs of servers that cannot connect.
     pub severed: BTreeSet<(ServerId, ServerId)>,
+    pub incidents: Vec<Incident>,
 }
 
 pub fn server_name(n: u64) -> ServerId {
@@ -196,14 +200,25 @@ impl World {
         Self::with_drives(seed, servers, &[(drive_name(), Media::Ssd)])
     }
 
+    /// Scrubs nothing unless it is asked to.
+    pub fn unscrubbed(seed: u64, servers: u64) -> Self {
+        let timing = Timing { scrub_period: Duration::ZERO, ..Timing::default() };
+        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing)
+    }
+
     pub fn with_drives(seed: u64, servers: u64, drives: &[(DriveName, Media)]) -> Self {
+        let timing = Timing { scrub_period: SCRUB_PERIOD, ..Timing::default() };
+        Self::with(seed, servers, drives, timing)
+    }
+
+    fn with(seed: u64, servers: u64, drives: &[(DriveName, Media)], timing: Timing) -> Self {
         let mut world = Self {
             now: Instant::from_nanos(1_000_000_000),
             rng: Rng::new(seed),
             hosts: BTreeMap::new(),
             manager: Manager::new(servers),
             client: Client::new(1),
-            timing: Timing::default(),
+            timing,
             queue: BTreeMap::new(),
             events: 0,
             conns: BTreeMap::new(),
@@ -213,6 +228,7 @@ impl World {
             delay_us: 300,
             media: drives.iter().cloned().collect(),
             severed: BTreeSet::new(),
+            incidents: Vec::new(),
         };
         for n in 1..=servers {
             let host = Host {
@@ -389,6 +405,11 @@ impl World {
     pub fn dial_soon(&mut self, from: End, to: ServerId) {
         let after = self.rng.micros(50, 500);
         self.at(after, Happening::Dial { from, to });
+    }
+
+    /// The connection of one server to another.
+    pub fn link_between(&self, from: &ServerId, to: &ServerId) -> u64 {
+        self.connected(&End::Server(from.clone()), to).expect("they are connected")
     }
 
     fn connected(&self, from: &End, to: &ServerId) -> Option<u64> {
@@ -677,6 +698,7 @@ impl World {
                     self.at(after, Happening::ToManager { server, link, message });
                 }
             }
+            Action::Note(incident) => self.incidents.push(incident),
             Action::Ready => {
                 host.ready = true;
                 let after = Duration::from_millis(2);

@@ -4,6 +4,7 @@
 //! it decided, in its order. Drive requests of one turn reach each drive as one batch.
 
 mod config;
+mod incidents;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +25,7 @@ use format::{
 };
 use model::id::{BootId, DriveName};
 
-use self::config::Config;
+use self::{config::Config, incidents::Incidents};
 use crate::{
     clock::{self, Clock},
     drive::{Completion, Driver, Request, Sink},
@@ -57,6 +58,7 @@ struct Shell {
     server: Server,
     events: Vec<NetEvent<DriveLetter>>,
     actions: Vec<Action>,
+    incidents: Incidents,
     /// Until the machine is ready.
     listener: Option<TcpListener>,
     manager: SocketAddr,
@@ -105,6 +107,7 @@ impl Shell {
             server,
             events: Vec::new(),
             actions,
+            incidents: Incidents::default(),
             listener: Some(listener),
             manager: config.manager,
             stopping: false,
@@ -161,6 +164,7 @@ impl Shell {
                     }
                     self.reactor.send_manager(&message);
                 }
+                Action::Note(incident) => self.incidents.log(self.reactor.now(), &incident),
                 Action::Ready => self.open_doors()?,
             }
         }

@@ -80,6 +80,10 @@ impl Links {
                 Some(Event::LinkOpened { link })
             }
             LinkInput::Received(message) => {
+                if let ToManager::MemberDiffers { group, member, offset, .. } = &message {
+                    tracing::error!(%group, %member, offset,
+                        "a mirror holds other data than its primary; it is filled again");
+                }
                 self.outboxes.contains_key(&link).then_some(Event::LinkReceived { link, message })
             }
             LinkInput::Closed => self.outboxes.remove(&link).map(|_| Event::LinkClosed { link }),

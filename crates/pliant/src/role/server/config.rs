@@ -21,6 +21,9 @@ use crate::drive::{Driver, Emulated, Portable, PortableOptions, Profile, Sink};
 
 const THREADS_DEFAULT: usize = 4;
 const THREADS_MAX: usize = 64;
+const SCRUB_DAYS_DEFAULT: u32 = 14;
+const SCRUB_DAYS_MAX: u32 = 366;
+const SCRUB_MIB_DEFAULT: u32 = 8;
 const REPLICAS_MAX_DEFAULT: u32 = 256;
 /// Of a drive without its journal, what may be promised when the file does not say: the rest is
 /// for the engine's tables.
@@ -36,6 +39,12 @@ pub(super) struct Config {
     /// Where data connections are accepted. Port 0 lets the kernel choose; others are told.
     pub(super) listen: SocketAddr,
     pub(super) manager: SocketAddr,
+    /// Everything is read and verified once in so many days; 0: only when it is asked for.
+    #[serde(default = "scrub_days_default")]
+    scrub_days: u32,
+    /// The scrub reads no faster, in MiB/s, on all drives together.
+    #[serde(default = "scrub_mib_default")]
+    scrub_mib: u32,
     #[serde(rename = "drive")]
     pub(super) drives: Vec<DriveConfig>,
 }
@@ -70,6 +79,14 @@ struct EmulationConfig {
     mib_per_sec: u32,
 }
 
+fn scrub_days_default() -> u32 {
+    SCRUB_DAYS_DEFAULT
+}
+
+fn scrub_mib_default() -> u32 {
+    SCRUB_MIB_DEFAULT
+}
+
 fn replicas_max_default() -> u32 {
     REPLICAS_MAX_DEFAULT
 }
@@ -90,6 +107,9 @@ impl Config {
         let mut config: Self = toml::from_str(text)?;
         ensure!(!config.cluster.is_empty(), "'cluster' is empty");
         ensure!(!config.drives.is_empty(), "no [[drive]] is given");
+        let days = config.scrub_days;
+        ensure!(days <= SCRUB_DAYS_MAX, "'scrub_days' exceeds {SCRUB_DAYS_MAX}");
+        ensure!(config.scrub_mib > 0, "'scrub_mib' is 0; 'scrub_days = 0' turns the scrub off");
         for (number, drive) in config.drives.iter().enumerate() {
             let twice = config.drives[..number].iter().any(|other| other.name == drive.name);
             ensure!(!twice, "two drives are called '{}'", drive.name);
@@ -109,7 +129,11 @@ impl Config {
             zone: self.zone.clone(),
             address,
             drives: self.drives.iter().map(DriveConfig::params).collect(),
-            timing: Timing::default(),
+            timing: Timing {
+                scrub_period: Duration::from_secs(u64::from(self.scrub_days) * 24 * 3600),
+                scrub_bytes_per_sec: u64::from(self.scrub_mib) << 20,
+                ..Timing::default()
+            },
         }
     }
 }

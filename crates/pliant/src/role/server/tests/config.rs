@@ -67,6 +67,8 @@ fn values_that_cannot_be_meant_are_refused_with_the_drive_and_key() {
         ("capacity_gib = 6", "capacity_gib = 9", "'capacity_gib' exceeds 'size_gib'"),
         ("seek_ms = 8.5", "seek_ms = nan", "'emulation.seek_ms' must be 0 to 1000"),
         ("ops_per_sec = 120", "ops_per_sec = 0", "'emulation.ops_per_sec' is 0"),
+        ("cluster = \"c\"", "cluster = \"c\"\nscrub_mib = 0", "'scrub_mib' is 0"),
+        ("cluster = \"c\"", "cluster = \"c\"\nscrub_days = 999", "'scrub_days' exceeds 366"),
         ("cluster = \"c\"", "cluster = \"\"", "'cluster' is empty"),
     ] {
         let text = refusal(&GOOD.replace(from, to));
