@@ -16,6 +16,8 @@ pub enum Sabotage {
     TailTooFar,
     /// A page is written with records that are not durable.
     PageAhead,
+    /// Recovery believes nothing that says that a batch was durable.
+    SealIgnored,
     /// Content leaves memory when its home write is issued.
     OverlayDroppedEarly,
     /// Content is written home before its record is durable.
@@ -38,12 +40,13 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
         Self::TailTooFar,
         Self::PageAhead,
+        Self::SealIgnored,
         Self::OverlayDroppedEarly,
         Self::HomeAhead,
         Self::PageInPlace,

@@ -1,11 +1,31 @@
 //! Crash states that every change must pass, and that they find an engine which is broken.
 //! `cargo xtask crash` runs more.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
-use engine::sabotage::{Sabotage, activate};
-use sim::crash::{self, Failure};
+use engine::{
+    api::{Geometry, OpError, Outcome, Request},
+    sabotage::{Sabotage, activate},
+};
+use format::data::Change;
+use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount, volume::Media};
+use sim::{
+    crash::{
+        self, Failure,
+        bench::Bench,
+        content::{crcs_of, data_of},
+        damage::{Area, Counts, Found},
+        faulty::End,
+        trace::Trace,
+    },
+    drive::Drive,
+};
 
+/// Rounds of damage in each area of a drive.
+const DAMAGE_ROUNDS: u64 = 20;
 const STATES: u64 = 5000;
 /// A break that is not found in so many states is not found.
 const STATES_TO_FIND: u64 = 8000;
@@ -63,7 +83,83 @@ fn a_seed_gives_the_same_states_and_the_same_trace() {
 fn every_break_of_the_engine_is_found() {
     let missed: Vec<Sabotage> = Sabotage::ALL
         .into_iter()
-        .filter(|&sabotage| states(1, STATES_TO_FIND, Some(sabotage)).is_ok())
+        .filter(|&sabotage| {
+            activate(Some(sabotage));
+            let damage_finds = crash::damage(1, DAMAGE_ROUNDS, false).is_err();
+            !damage_finds && states(1, STATES_TO_FIND, Some(sabotage)).is_ok()
+        })
         .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
+    activate(None);
+    assert!(crash::damage(1, DAMAGE_ROUNDS, false).is_ok());
+}
+
+fn told(Failure { seed, state, what, .. }: Failure) -> String {
+    format!("seed {seed} round {state}: {what}")
+}
+
+#[test]
+fn damage_at_rest_is_always_told() {
+    let mut counts = Counts::new();
+    for seed in 1..9 {
+        let found = crash::damage(seed, DAMAGE_ROUNDS, false).unwrap_or_else(|f| {
+            panic!("{}\nreplay: cargo xtask crash --damage --seed {seed} --seeds 1", told(f))
+        });
+        found.into_iter().for_each(|(key, count)| *counts.entry(key).or_default() += count);
+    }
+    let count = |area, found| counts.get(&(area, found)).copied().unwrap_or_default();
+    // Each area is told of in its own way, and damaged content takes nothing else with it.
+    assert!(count(Area::Data, Found::BadBlock) > 20, "{counts:?}");
+    assert!(count(Area::Metadata, Found::Stale) > 20, "{counts:?}");
+    assert!(count(Area::Journal, Found::Stale) > 20, "{counts:?}");
+    assert!(count(Area::Superblock, Found::Harmless) > 20, "{counts:?}");
+    assert_eq!(count(Area::Data, Found::Stale) + count(Area::Data, Found::Refused), 0);
+}
+
+#[test]
+fn a_drive_that_fails_or_lies_never_makes_wrong_content_show() {
+    let mut ends = BTreeMap::<End, u64>::new();
+    let mut faults = 0;
+    for seed in 1..120 {
+        let (end, met) = crash::faulty(seed, false).unwrap_or_else(|f| {
+            panic!("{}\nreplay: cargo xtask crash --faults --seed {seed} --seeds 1", told(f))
+        });
+        *ends.entry(end).or_default() += 1;
+        faults += met;
+    }
+    let ended = |end| ends.get(&end).copied().unwrap_or_default();
+    assert!(faults > 500, "{faults} faults");
+    assert!(ended(End::OutOfService) > 5, "{ends:?}");
+    assert!(ended(End::WentOn(Found::Stale)) > 5, "{ends:?}");
+    assert!(ended(End::WentOn(Found::BadBlock)) > 5, "{ends:?}");
+}
+
+#[test]
+fn a_drive_that_ends_early_or_has_no_room_is_taken_out_of_service() {
+    let geometry = Geometry {
+        media: Media::Ssd,
+        drive_bytes: 16 << 20,
+        journal_bytes: 4 << 20,
+        replicas_max: 4,
+    };
+    for end in [4096, 1 << 20, 5 << 20] {
+        let mut drive = Drive::default();
+        drive.end_at(end);
+        let mut bench = Bench::start(geometry, drive, Trace::default());
+        bench.run();
+        if bench.out_of_service.is_none() {
+            // The part that formatting needs is there: a write behind it fails.
+            let replica = ReplicaId::from_raw(1);
+            let size = ByteCount::new(8 << 20);
+            let create = Request::CreateReplica { replica, size, meta: "".into() };
+            assert_eq!(bench.try_ask(create), Ok(Outcome::Done));
+            let tags: Vec<u64> = (2..2 + 1024).collect();
+            let data = data_of(&tags);
+            let change = Change::Write { crcs: crcs_of(&data), data };
+            let mod_seq = ModSeq::from_raw(1);
+            let write = Request::Change { replica, mod_seq, offset: 0, change };
+            assert_eq!(bench.try_ask(write), Err(OpError::DriveFailed));
+        }
+        assert!(bench.out_of_service.is_some(), "a drive that ends at {end}");
+    }
 }

@@ -4,6 +4,7 @@
 //! hold is `sim::crash`'s.
 
 use std::{
+    collections::BTreeMap,
     process::ExitCode,
     sync::{
         Mutex,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use engine::sabotage::{self, Sabotage};
-use sim::crash::{self, Failure};
+use sim::crash::{self, Failure, damage::Counts};
 
 use crate::arguments::Arguments;
 
@@ -23,6 +24,8 @@ and compared with a plain model.
 
   cargo xtask crash [--states N] [--seed S] [--jobs J] [--keep-going]
   cargo xtask crash --seed S --state K        replays one state, with what led to it
+  cargo xtask crash --damage [--seeds N]      damages drives at rest, and counts what comes of it
+  cargo xtask crash --faults [--seeds N]      histories on drives that fail or lie
   cargo xtask crash --seed S --trace          one seed, and what happened in it
 
   --states N     stop after so many states (5000)
@@ -67,9 +70,18 @@ pub fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
         keep_going: arguments.flag("--keep-going"),
         sabotage,
     };
+    let damage = arguments.flag("--damage");
+    let faults = arguments.flag("--faults");
+    let seeds = arguments.value("--seeds")?.unwrap_or(20);
     arguments.end()?;
     // What panics is told with its seed; nothing else needs to be said at that moment.
     std::panic::set_hook(Box::new(|_| {}));
+    if damage {
+        return Ok(damaged(&options, seeds));
+    }
+    if faults {
+        return Ok(faulty(&options, seeds));
+    }
     if options.trace || options.state.is_some() {
         return Ok(replay(&options));
     }
@@ -86,6 +98,53 @@ pub fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     }
     println!("{} breaks, not found: {missed:?}", Sabotage::ALL.len());
     Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Rounds of damage in each area, per seed.
+const ROUNDS: u64 = 25;
+
+fn damaged(options: &Options, seeds: u64) -> ExitCode {
+    sabotage::activate(options.sabotage);
+    let mut all = Counts::new();
+    for seed in options.seed..options.seed + seeds {
+        match crash::damage(seed, ROUNDS, options.trace) {
+            Ok(counts) => counts.into_iter().for_each(|(k, n)| *all.entry(k).or_default() += n),
+            Err(failure) => {
+                failure.trace.iter().for_each(|line| println!("{line}"));
+                println!("seed {} round {}: {}", failure.seed, failure.state, failure.what);
+                println!("replay: cargo xtask crash --damage --seed {} --seeds 1 --trace", seed);
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    for ((area, found), count) in &all {
+        println!("{{\"area\":\"{area:?}\",\"found\":\"{found:?}\",\"count\":{count}}}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn faulty(options: &Options, seeds: u64) -> ExitCode {
+    sabotage::activate(options.sabotage);
+    let (mut ends, mut faults) = (BTreeMap::<_, u64>::new(), 0);
+    for seed in options.seed..options.seed + seeds {
+        match crash::faulty(seed, options.trace) {
+            Ok((end, met)) => {
+                *ends.entry(end).or_default() += 1;
+                faults += met;
+            }
+            Err(failure) => {
+                failure.trace.iter().for_each(|line| println!("{line}"));
+                println!("seed {}: {}", failure.seed, failure.what);
+                println!("replay: cargo xtask crash --faults --seed {} --seeds 1 --trace", seed);
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    for (end, count) in &ends {
+        println!("{{\"end\":\"{end:?}\",\"count\":{count}}}");
+    }
+    println!("{seeds} histories met {faults} faults");
+    ExitCode::SUCCESS
 }
 
 fn replay(options: &Options) -> ExitCode {

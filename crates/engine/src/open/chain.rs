@@ -115,6 +115,10 @@ impl Opening {
             let at = (at + done) % self.layout.journal_bytes;
             return self.read_scan(at, left - done, out);
         }
+        if is_on(Sabotage::SealIgnored) {
+            self.replay.damaged = false;
+            self.chain.known_durable = 0;
+        }
         self.replay.damaged |= self.chain.last_lsn < self.chain.known_durable;
         self.judge_held(out);
     }

@@ -1,7 +1,7 @@
 //! An engine on a simulated drive: what it asks of the drive is carried out when and in the order
 //! that the owner of the bench says.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use engine::{
     Engine,
@@ -15,6 +15,8 @@ use model::time::Instant;
 use super::trace::Trace;
 use crate::drive::{Drive, Stable, Ticket, faults::Faults, image::Image};
 
+const DURABLE_WRITES_KEPT: usize = 16;
+
 #[derive(Debug)]
 pub struct Bench {
     pub engine: Engine,
@@ -27,6 +29,8 @@ pub struct Bench {
     next_op: u64,
     /// A write became stable, or a flush completed, in the last step.
     pub at_boundary: bool,
+    /// The last writes that were durable, newest first: first block and count.
+    pub durable_writes: VecDeque<(u64, u64)>,
     /// What happened, when it is wanted.
     pub trace: Trace,
 }
@@ -43,7 +47,7 @@ pub struct Io {
 #[derive(Debug)]
 enum Work {
     Read { offset: u64, length: u32 },
-    Write { ticket: Ticket, offset: u64, stable: Stable },
+    Write { ticket: Ticket, offset: u64, blocks: u64, stable: Stable },
     Flush { ticket: Ticket },
 }
 
@@ -63,6 +67,7 @@ impl Bench {
             now,
             next_op: 0,
             at_boundary: false,
+            durable_writes: VecDeque::new(),
             trace,
         };
         bench.take(out);
@@ -84,16 +89,19 @@ impl Bench {
     }
 
     fn take(&mut self, actions: Vec<Action>) {
+        let out_of_service = self.out_of_service.is_some();
         for action in actions {
+            let is_answer = matches!(action, Action::Complete { .. });
+            assert!(is_answer || !out_of_service, "{action:?} of a drive out of service");
             match action {
                 Action::WriteDrive { token, offset, data, durable } => {
-                    let blocks = data.iter().map(|part| part.len()).sum::<usize>() / 4096;
+                    let blocks = data.iter().map(|part| part.len() as u64).sum::<u64>() / 4096;
                     let ticket = self.drive.begin_write(offset, &data);
                     let stable = if durable { Stable::Everything } else { Stable::Nothing };
                     self.note(|| {
                         format!("  write {} at {offset:#x}, {blocks} blocks, {stable:?}", token.0)
                     });
-                    self.begin(token, Work::Write { ticket, offset, stable });
+                    self.begin(token, Work::Write { ticket, offset, blocks, stable });
                 }
                 Action::ReadDrive { token, offset, length } => {
                     self.begin(token, Work::Read { offset, length });
@@ -142,9 +150,13 @@ impl Bench {
                 let result = self.drive.carry_out_read(offset, length).map_err(DriveError::Io);
                 Event::DriveRead { token, result }
             }
-            Work::Write { ticket, offset, stable } => {
+            Work::Write { ticket, offset, blocks, stable } => {
                 let result = self.drive.carry_out_write(ticket, stable).map_err(DriveError::Io);
                 self.at_boundary = result.is_ok() && stable != Stable::Nothing;
+                if self.at_boundary {
+                    self.durable_writes.truncate(DURABLE_WRITES_KEPT - 1);
+                    self.durable_writes.push_front((offset / 4096, blocks));
+                }
                 self.note(|| format!("  written {} at {offset:#x}: {result:?}", token.0));
                 Event::DriveWritten { token, result }
             }
@@ -184,11 +196,14 @@ impl Bench {
     /// Runs one request to its end.
     pub fn ask(&mut self, request: Request) -> Result<Outcome, String> {
         let what = request.clone();
+        self.try_ask(request).map_err(|error| format!("{error}: {}", short(&what)))
+    }
+
+    pub fn try_ask(&mut self, request: Request) -> Result<Outcome, OpError> {
         let token = self.request(request);
         self.run();
         let found = self.completed.iter().position(|(t, _)| *t == token);
-        let at = found.ok_or_else(|| format!("no answer to {}", short(&what)))?;
-        self.completed.remove(at).1.map_err(|error| format!("{error}: {}", short(&what)))
+        self.completed.remove(found.expect("what waits for nothing is answered")).1
     }
 }
 

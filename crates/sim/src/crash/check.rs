@@ -222,7 +222,7 @@ fn compare(before: &Replica, pending: &[&Pending], now: &Replica) -> Result<(), 
             return Err(format!("unit {unit} is empty and has mod_seq {found}"));
         }
         let emptied = empty && touched;
-        let allowed = found == before.seqs[unit] || seqs[unit].contains(&found) || emptied;
+        let allowed = before.allows_seq(unit, found) || seqs[unit].contains(&found) || emptied;
         if !allowed {
             let was = before.seqs[unit];
             return Err(format!(

@@ -8,9 +8,10 @@ use super::{
     bench::Bench,
     check::{check, check_space},
     content::FIRST,
+    damage::Rest,
     model::{Model, Pending},
     plan::Plan,
-    requests::{BLOCK, Wanted, id, new_tags, remove, write_of, zero_of},
+    requests::{BLOCK, Wanted, id, new_tags, remove, set_meta_of, write_of, zero_of},
     trace::Trace,
 };
 use crate::{
@@ -20,12 +21,12 @@ use crate::{
 
 pub struct History {
     seed: u64,
-    plan: Plan,
-    random: Random,
-    model: Model,
+    pub(super) plan: Plan,
+    pub(super) random: Random,
+    pub(super) model: Model,
     /// What is under way, as it was asked for.
     asked: BTreeMap<OpToken, Wanted>,
-    trace: Trace,
+    pub(super) trace: Trace,
     /// Crash states begun.
     states: Rc<Cell<u64>>,
     /// The one to stop after.
@@ -73,7 +74,7 @@ impl History {
         self.end(bench)
     }
 
-    fn step(&mut self, bench: &mut Bench) {
+    pub(super) fn step(&mut self, bench: &mut Bench) {
         let room = self.model.pending.len() + self.model.reading.len() < self.plan.in_flight_max;
         match self.random.below(10) {
             0..4 if room => {
@@ -140,7 +141,7 @@ impl History {
         self.model.read_requested(token, replica, first, count);
     }
 
-    fn take_answers(&mut self, bench: &mut Bench) -> Result<(), String> {
+    pub(super) fn take_answers(&mut self, bench: &mut Bench) -> Result<(), String> {
         for (token, outcome) in std::mem::take(&mut bench.completed) {
             self.trace.note(|| match &outcome {
                 Ok(_) => format!("answer {}", token.0),
@@ -156,7 +157,7 @@ impl History {
     }
 
     /// Moves the journal's head somewhere, the end of the ring included.
-    fn prefill(&mut self, bench: &mut Bench) -> Result<(), String> {
+    pub(super) fn prefill(&mut self, bench: &mut Bench) -> Result<(), String> {
         for _ in 0..self.random.below(self.plan.prefill_max) {
             let replica = 1 + self.random.below(self.plan.mix.replicas);
             let size = self.model.replicas.get(&replica).map_or(0, |r| r.size);
@@ -204,20 +205,59 @@ impl History {
         Bench::open(geometry, image, self.trace.clone())
     }
 
-    /// Everything is answered; what is there is exactly the model, and space is all accounted for.
-    fn end(mut self, mut bench: Bench) -> Result<(), String> {
+    /// One small write, answered and sealed. If there is no replica, one is created.
+    pub(super) fn one_write(&mut self, bench: &mut Bench) -> Result<(), String> {
+        let found = self.model.replicas.iter().next().map(|(&raw, _)| raw);
+        let wanted = match found {
+            Some(raw) => {
+                let meta = self.model.next_seq();
+                let size = self.model.replicas[&raw].size;
+                set_meta_of(raw, size, meta)
+            }
+            None => loop {
+                if let Some(wanted) = self.plan.mix.change(&mut self.model, &mut self.random) {
+                    break wanted;
+                }
+            },
+        };
+        self.request(bench, Some(wanted));
+        bench.idle();
+        self.take_answers(bench)
+    }
+
+    /// A drive at rest after a history without a crash, sealed.
+    pub fn rest(mut self) -> Result<Rest, String> {
+        self.model.past = Some(BTreeMap::new());
+        let mut bench = Bench::open(self.plan.geometry, Image::default(), self.trace.clone())?;
+        self.prefill(&mut bench)?;
+        for _ in 0..self.plan.steps {
+            self.step(&mut bench);
+            self.take_answers(&mut bench)?;
+        }
+        self.settle(&mut bench)?;
+        Ok(Rest::new(self.plan, self.model, &bench))
+    }
+
+    /// Everything is answered, and the last batch is sealed.
+    pub(super) fn settle(&mut self, bench: &mut Bench) -> Result<(), String> {
         for _ in 0..100 {
             bench.run();
-            self.take_answers(&mut bench)?;
+            self.take_answers(bench)?;
             if self.model.pending.is_empty() {
                 break;
             }
-            self.give_back(&mut bench);
+            self.give_back(bench);
         }
         if !self.model.pending.is_empty() || !self.model.reading.is_empty() {
             return Err(format!("requests are never answered: {:?}", self.model.pending.keys()));
         }
         bench.idle();
+        Ok(())
+    }
+
+    /// What is there is exactly the model, and space is all accounted for.
+    fn end(mut self, mut bench: Bench) -> Result<(), String> {
+        self.settle(&mut bench)?;
         check_space(&self.model, &bench, self.plan.slot_bytes())?;
         let (model, mut bench) = self.crash(&bench, Crash::All)?;
         self.model = model;

@@ -8,6 +8,8 @@
 pub mod bench;
 pub mod check;
 pub mod content;
+pub mod damage;
+pub mod faulty;
 mod history;
 pub mod model;
 pub mod plan;
@@ -20,6 +22,9 @@ use std::{
     rc::Rc,
 };
 
+use crate::random::Random;
+use damage::{Area, Counts};
+use faulty::End;
 use history::History;
 use trace::Trace;
 
@@ -33,14 +38,59 @@ pub struct Failure {
     pub trace: Vec<String>,
 }
 
+/// Runs the history of a seed on a drive with faults; returns what came of it, and how many
+/// actions met a fault.
+pub fn faulty(seed: u64, keep_trace: bool) -> Result<(End, u64), Failure> {
+    let trace = Trace::new(keep_trace);
+    let history = History::new(seed, trace.clone(), Rc::default());
+    guarded(seed, &trace, &Rc::default(), || history.faulty())
+}
+
+/// Damages what a seed's history leaves, in `rounds` ways in each area, and counts what comes of it.
+pub fn damage(seed: u64, rounds: u64, keep_trace: bool) -> Result<Counts, Failure> {
+    let trace = Trace::new(keep_trace);
+    let round = Rc::new(Cell::new(0));
+    guarded(seed, &trace, &round, || {
+        let rest = History::new(seed, Trace::default(), Rc::default()).rest()?;
+        let mut random = Random::new(seed ^ 0xda3a_9ed0);
+        let mut counts = Counts::new();
+        for _ in 0..rounds {
+            for area in Area::ALL {
+                round.set(round.get() + 1);
+                let Some((image, told)) = rest.damage_one(area, &mut random) else { continue };
+                trace.note(|| told.clone());
+                let found = rest.look(image, &trace, &mut random);
+                *counts.entry((area, found.map_err(|e| format!("{told}: {e}"))?)).or_default() += 1;
+            }
+        }
+        for one_in in [10, 100, 1000] {
+            round.set(round.get() + 1);
+            trace.note(|| format!("a flip in one of {one_in} blocks"));
+            let image = rest.damage_many(one_in, &mut random);
+            let found = rest.look(image, &trace, &mut random);
+            found.map_err(|e| format!("a flip in one of {one_in} blocks: {e}"))?;
+        }
+        Ok(counts)
+    })
+}
+
 /// Runs the history of a seed and checks its crash states, or those up to `last`. Returns how many.
 pub fn run(seed: u64, last: Option<u64>, keep_trace: bool) -> Result<u64, Failure> {
     let trace = Trace::new(keep_trace);
     let states = Rc::new(Cell::new(0));
     let history = History::new(seed, trace.clone(), states.clone());
-    let result = catch_unwind(AssertUnwindSafe(|| history.run(last)));
-    let what = match result {
-        Ok(Ok(())) => return Ok(states.get()),
+    guarded(seed, &trace, &states.clone(), || history.run(last).map(|()| states.get()))
+}
+
+/// An assertion that fails is a failure like others.
+fn guarded<T>(
+    seed: u64,
+    trace: &Trace,
+    state: &Rc<Cell<u64>>,
+    work: impl FnOnce() -> Result<T, String>,
+) -> Result<T, Failure> {
+    let what = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => return Ok(done),
         Ok(Err(what)) => what,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
@@ -48,5 +98,5 @@ pub fn run(seed: u64, last: Option<u64>, keep_trace: bool) -> Result<u64, Failur
             format!("an assertion failed: {}", text.unwrap_or_default())
         }
     };
-    Err(Failure { seed, state: states.get(), what, trace: trace.lines() })
+    Err(Failure { seed, state: state.get(), what, trace: trace.lines() })
 }

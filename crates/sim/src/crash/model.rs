@@ -4,7 +4,7 @@
 //! Invariant: changes that are under way at the same time do not overlap; a create or a removal is
 //! the last thing under way for its replica.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engine::api::{OpError, OpToken, Outcome};
 
@@ -21,6 +21,9 @@ pub struct Replica {
     pub blocks: Vec<Tag>,
     /// `mod_seq` of each unit.
     pub seqs: Vec<u64>,
+    /// What else it may be: part of a change may be there before that is acknowledged, and then a
+    /// later one met a unit that was not empty.
+    maybe: BTreeMap<usize, BTreeSet<u64>>,
 }
 
 /// A change that was requested and not acknowledged.
@@ -58,6 +61,10 @@ pub struct Model {
     pub replicas: BTreeMap<u64, Replica>,
     pub pending: BTreeMap<OpToken, (u64, Pending)>,
     pub reading: BTreeMap<OpToken, Reading>,
+    /// Answered with a failure of the drive: it happened or not.
+    pub unanswered: BTreeSet<OpToken>,
+    /// Reads may say that a block is damaged.
+    pub is_faulty: bool,
     pub last_seq: u64,
     pub last_tag: Tag,
     /// Every content that a block of a replica was ever given, when it is wanted.
@@ -66,21 +73,46 @@ pub struct Model {
 
 impl Replica {
     pub fn new(size: usize, meta: u64, blocks_max: usize) -> Self {
-        Self { size, meta, blocks: vec![0; blocks_max], seqs: vec![0; blocks_max / UNIT] }
+        let (blocks, seqs) = (vec![0; blocks_max], vec![0; blocks_max / UNIT]);
+        Self { size, meta, blocks, seqs, maybe: BTreeMap::new() }
     }
 
     pub fn is_empty(&self, unit: usize) -> bool {
         self.blocks[unit * UNIT..(unit + 1) * UNIT].iter().all(|&tag| tag == 0)
     }
 
-    pub fn apply(&mut self, first: usize, tags: &[Tag], seqs: &[u64], exact: bool) {
+    pub fn allows_seq(&self, unit: usize, seq: u64) -> bool {
+        seq == self.seqs[unit] || self.maybe.get(&unit).is_some_and(|some| some.contains(&seq))
+    }
+
+    /// `shared`: whether another change of the unit is under way.
+    fn apply(
+        &mut self,
+        first: usize,
+        tags: &[Tag],
+        seqs: &[u64],
+        exact: bool,
+        shared: impl Fn(usize) -> bool,
+    ) {
         let units = first / UNIT..(first + tags.len()).div_ceil(UNIT);
         let was_empty: Vec<bool> = units.clone().map(|unit| self.is_empty(unit)).collect();
         self.blocks[first..first + tags.len()].copy_from_slice(tags);
-        for (index, unit) in units.enumerate() {
-            let was = if was_empty[index] { 0 } else { self.seqs[unit] };
-            let new = if exact { seqs[index] } else { was.max(seqs[index]) };
-            self.seqs[unit] = if self.is_empty(unit) { 0 } else { new };
+        for ((unit, was_empty), &given) in units.zip(was_empty).zip(seqs) {
+            let was = if was_empty { 0 } else { self.seqs[unit] };
+            let new = if exact { given } else { was.max(given) };
+            let is_empty = self.is_empty(unit);
+            self.seqs[unit] = if is_empty { 0 } else { new };
+            let maybe = self.maybe.entry(unit).or_default();
+            if shared(unit) {
+                maybe.extend([was, given, new]);
+            } else if is_empty || exact || maybe.iter().all(|&seq| seq < given) {
+                maybe.clear();
+            } else {
+                maybe.extend([given, new]);
+            }
+            if maybe.is_empty() {
+                self.maybe.remove(&unit);
+            }
         }
     }
 
@@ -98,6 +130,27 @@ impl Model {
 
     pub fn pending_of(&self, replica: u64) -> impl Iterator<Item = &Pending> {
         self.pending.values().filter(move |(other, _)| *other == replica).map(|(_, p)| p)
+    }
+
+    /// A request ended with a failure of the drive. Returns whether it was under way.
+    pub fn failed(&mut self, token: OpToken) -> bool {
+        let was_read = self.reading.remove(&token).is_some();
+        was_read || self.pending.contains_key(&token) && self.unanswered.insert(token)
+    }
+
+    /// Requests that have not ended.
+    pub fn requests_left(&self) -> usize {
+        self.pending.len() - self.unanswered.len() + self.reading.len()
+    }
+
+    fn units_under_way(&self, replica: u64) -> BTreeSet<usize> {
+        let ranges = self.pending_of(replica).filter_map(|pending| match pending {
+            Pending::Blocks { first, tags, .. } => {
+                Some(first / UNIT..(first + tags.len()).div_ceil(UNIT))
+            }
+            _ => None,
+        });
+        ranges.flatten().collect()
     }
 
     /// No change of these blocks is under way, and the replica stays.
@@ -165,11 +218,13 @@ impl Model {
         blocks_max: usize,
     ) -> Result<(), String> {
         if let Some(reading) = self.reading.remove(&token) {
-            return reading.check(outcome);
+            let is_damage = matches!(outcome, Err(OpError::BadBlock { .. }));
+            return if is_damage && self.is_faulty { Ok(()) } else { reading.check(outcome) };
         }
         let Some((raw, pending)) = self.pending.remove(&token) else { return Ok(()) };
         let wrong = || Err(format!("{pending:?} of replica {raw} was answered with {outcome:?}"));
         let going = self.pending_of(raw).any(|p| matches!(p, Pending::Remove));
+        let others = self.units_under_way(raw);
         let Some(replica) = self.replicas.get_mut(&raw) else {
             return match (&pending, outcome) {
                 (Pending::Create { size, meta }, Ok(Outcome::Done)) => {
@@ -192,7 +247,7 @@ impl Model {
                 replica.size = replica.size.max(*size);
             }
             (Pending::Blocks { first, tags, seqs, exact }, _) => {
-                replica.apply(*first, tags, seqs, *exact);
+                replica.apply(*first, tags, seqs, *exact, |unit| others.contains(&unit));
             }
         }
         Ok(())

@@ -92,12 +92,7 @@ impl Mix {
         let meta = model.next_seq();
         let old = model.replicas[&replica].size;
         let size = old + random.below((self.blocks_max - old) as u64 + 1) as usize;
-        let request = Request::SetReplicaMeta {
-            replica: id(replica),
-            size: bytes_of(size),
-            meta: meta_of(meta),
-        };
-        Some(Wanted { request, replica, pending: Pending::Meta { size, meta } })
+        Some(set_meta_of(replica, size, meta))
     }
 
     /// First block and count within so many blocks.
@@ -202,6 +197,13 @@ impl Mix {
 pub fn remove(replica: u64) -> Wanted {
     let request = Request::RemoveReplica { replica: id(replica) };
     Wanted { request, replica, pending: Pending::Remove }
+}
+
+pub fn set_meta_of(replica: u64, size: usize, meta: u64) -> Wanted {
+    let (replica_id, bytes) = (id(replica), meta_of(meta));
+    let request =
+        Request::SetReplicaMeta { replica: replica_id, size: bytes_of(size), meta: bytes };
+    Wanted { request, replica, pending: Pending::Meta { size, meta } }
 }
 
 pub fn write_of(model: &mut Model, replica: u64, first: usize, tags: Vec<Tag>) -> Wanted {
