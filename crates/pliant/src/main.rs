@@ -3,6 +3,7 @@
 //! One binary, every role. This crate is the real world around the machines: sockets, drives,
 //! the metadata store, the clock. It decides nothing about a volume, replica or attachment.
 
+mod bench;
 mod cli;
 mod clock;
 mod demo;

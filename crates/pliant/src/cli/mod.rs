@@ -21,7 +21,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::{demo, load, role, telemetry, up};
+use crate::{bench, demo, load, role, telemetry, up};
 use client::{Client, Refusal};
 
 /// Elastic block storage whose volumes change while programs use them
@@ -62,6 +62,8 @@ enum Command {
     Account(Asking<account::Command>),
     Load(load::command::Args),
     Demo(demo::Args),
+    #[command(hide = true)]
+    Bench(bench::Args),
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +183,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Attachment(asking) => attachment::run(&asking.reach, asking.command),
         Command::Account(asking) => account::run(&asking.reach, asking.command),
         Command::Load(args) => load::command::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
     }
 }

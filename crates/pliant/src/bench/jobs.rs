@@ -1,0 +1,212 @@
+//! Jobs on a volume that an engine keeps.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use bytes::Bytes;
+use engine::api::{Geometry, OpToken, Request};
+use format::data::Change;
+use model::{
+    epoch::ModSeq,
+    id::ReplicaId,
+    units::{BLOCK, ByteCount},
+    volume::Media,
+};
+
+use super::{Job, Kind, Outcome, prewrite, serve, turning::Turning};
+use crate::{
+    drive::{Driver, Portable, PortableOptions},
+    load::worker::Numbers,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// File or block device of the drive; overwritten
+    #[arg(long)]
+    drive: PathBuf,
+    #[arg(long, default_value_t = 6)]
+    drive_gib: u64,
+    #[arg(long, default_value_t = 2)]
+    volume_gib: u64,
+    #[arg(long, default_value_t = 64)]
+    journal_mib: u64,
+    /// What carries out its I/O: portable
+    #[arg(long, default_value = "portable")]
+    driver: DriverKind,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum DriverKind {
+    Portable,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(args.volume_gib < args.drive_gib, "the volume must fit the drive");
+    let geometry = Geometry {
+        media: Media::Ssd,
+        drive_bytes: args.drive_gib << 30,
+        journal_bytes: args.journal_mib << 20,
+        replicas_max: 16,
+    };
+    let turning = open(&args.drive, geometry, args.driver)?;
+    let mut bench = Bench::prepare(turning, args.volume_gib << 30)?;
+    serve(|job| bench.measure(job))
+}
+
+fn open(path: &Path, geometry: Geometry, driver: DriverKind) -> anyhow::Result<Turning> {
+    let bytes = geometry.drive_bytes;
+    // A drive of zeros is formatted, one of before opened: always begin anew.
+    let _ = std::fs::remove_file(path);
+    prewrite(path, bytes)?;
+    let options = PortableOptions { path: path.to_owned(), bytes, threads: 4, direct: true };
+    let (turning, _) = Turning::open(geometry, None, |sink| match driver {
+        DriverKind::Portable => Ok(Box::new(Portable::open(&options, sink)?) as Box<dyn Driver>),
+    })?;
+    tracing::info!(driver = turning.description(), "drive opened");
+    Ok(turning)
+}
+
+const REPLICA: u64 = 1;
+/// Different contents, each with its checksums: whoever writes has computed them already.
+const CONTENTS: usize = 64;
+
+struct Bench {
+    turning: Turning,
+    volume: u64,
+    blocks: Vec<(Bytes, u32)>,
+    large: (Bytes, Vec<u32>),
+    numbers: Numbers,
+    mod_seq: u64,
+    /// Where the next sequential write goes.
+    position: u64,
+    /// Requests made for the present job.
+    made: usize,
+    /// Tokens are not used twice.
+    token: u64,
+}
+
+impl Bench {
+    fn prepare(turning: Turning, volume: u64) -> anyhow::Result<Self> {
+        let mut numbers = Numbers::new(7);
+        let content = aligned(1 << 20, &mut numbers);
+        let block_at = |index: usize| content.slice(index * 4096..(index + 1) * 4096);
+        let crcs: Vec<u32> = (0..256).map(|index| crc32c::crc32c(&block_at(index))).collect();
+        let blocks = (0..CONTENTS).map(|index| (block_at(index), crcs[index])).collect();
+        let mut bench = Self {
+            turning,
+            volume,
+            blocks,
+            large: (content.clone(), crcs),
+            numbers,
+            mod_seq: 0,
+            position: 0,
+            made: 0,
+            token: 0,
+        };
+        let replica = ReplicaId::from_raw(REPLICA);
+        let size = ByteCount::new(volume);
+        bench.turning.ask(Request::CreateReplica { replica, size, meta: Bytes::new() })?;
+        // Every block has been written before anything is measured.
+        bench.repeat(Kind::SequentialWrite, 8, |bench, _| bench.position < volume)?;
+        bench.turning.settle()?;
+        Ok(bench)
+    }
+
+    fn measure(&mut self, job: Job) -> anyhow::Result<Outcome> {
+        let began = Instant::now();
+        let latencies = self.repeat(job.kind, job.depth, |_, began| began.elapsed() < job.time)?;
+        // What was put off counts too.
+        self.turning.settle()?;
+        let operations = u64::try_from(latencies.len()).expect("usize fits u64");
+        Ok(Outcome { operations, elapsed: began.elapsed(), latencies })
+    }
+
+    /// Keeps `depth` requests in flight while `more` says so; how long each took.
+    fn repeat(
+        &mut self,
+        kind: Kind,
+        depth: usize,
+        more: impl Fn(&Self, Instant) -> bool,
+    ) -> anyhow::Result<Vec<Duration>> {
+        let began = Instant::now();
+        let mut latencies = Vec::new();
+        let mut in_flight = BTreeMap::new();
+        self.made = 0;
+        loop {
+            while in_flight.len() < depth && more(self, began) {
+                self.made += 1;
+                self.token += 1;
+                in_flight.insert(self.token, Instant::now());
+                let request = self.request(kind);
+                self.turning.request(OpToken(self.token), request);
+            }
+            if in_flight.is_empty() {
+                return Ok(latencies);
+            }
+            self.turning.turn()?;
+            for (token, result) in std::mem::take(&mut self.turning.completed) {
+                result?;
+                let begun = in_flight.remove(&token.0).expect("each is answered once");
+                latencies.push(begun.elapsed());
+            }
+        }
+    }
+
+    fn request(&mut self, kind: Kind) -> Request {
+        let replica = ReplicaId::from_raw(REPLICA);
+        let block = self.numbers.below(self.volume / BLOCK);
+        let (offset, crcs, data) = match kind {
+            Kind::RandomRead => {
+                return Request::Read { replica, offset: block * BLOCK, length: kind.bytes() };
+            }
+            Kind::RandomWrite => {
+                let content = usize::try_from(self.mod_seq).expect("u64 fits usize") % CONTENTS;
+                let (data, crc) = self.blocks[content].clone();
+                (block * BLOCK, vec![crc], data)
+            }
+            Kind::SequentialWrite => {
+                let offset = self.position % self.volume;
+                self.position += u64::from(kind.bytes());
+                (offset, self.large.1.clone(), self.large.0.clone())
+            }
+        };
+        self.mod_seq += 1;
+        let mod_seq = ModSeq::from_raw(self.mod_seq);
+        Request::Change { replica, mod_seq, offset, change: Change::Write { crcs, data } }
+    }
+}
+
+/// Bytes that begin on a block boundary.
+fn aligned(length: usize, numbers: &mut Numbers) -> Bytes {
+    let mut memory = vec![0; length + 4096];
+    let start = memory.as_ptr().align_offset(4096);
+    for word in memory[start..start + length].chunks_exact_mut(8) {
+        word.copy_from_slice(&numbers.next().to_le_bytes());
+    }
+    Bytes::from(memory).slice(start..start + length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_job_is_done_while_the_journal_comes_round() {
+        let path = std::env::temp_dir().join(format!("pliant-bench-{}", std::process::id()));
+        let (drive_bytes, journal_bytes) = (64 << 20, 4 << 20);
+        let geometry = Geometry { media: Media::Ssd, drive_bytes, journal_bytes, replicas_max: 4 };
+        let turning = open(&path, geometry, DriverKind::Portable).expect("a drive");
+        let mut bench = Bench::prepare(turning, 32 << 20).expect("a volume");
+        let jobs =
+            [(Kind::RandomWrite, 2000), (Kind::SequentialWrite, 40), (Kind::RandomRead, 500)];
+        for (kind, count) in jobs {
+            let latencies = bench.repeat(kind, 32, |bench, _| bench.made < count).expect("a drive");
+            assert_eq!(latencies.len(), count, "{kind:?}");
+        }
+        std::fs::remove_file(path).expect("ours");
+    }
+}

@@ -1,0 +1,179 @@
+//! An engine on a driver, turned by one thread: a server's loop without sockets.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use engine::{
+    Engine,
+    api::{Action, Event, Geometry, OpError, OpToken, OpenReplica, Outcome, Request},
+};
+
+use crate::{
+    clock::{Clock, random},
+    drive::{self, Completion, Driver, Sink},
+};
+
+/// What passes a request on, or answers it.
+pub type Gate = fn(drive::Request) -> Result<drive::Request, Completion>;
+
+pub struct Turning {
+    engine: Engine,
+    driver: Box<dyn Driver>,
+    gate: Option<Gate>,
+    clock: Clock,
+    sender: Sender<Vec<Completion>>,
+    inbox: Receiver<Vec<Completion>>,
+    actions: Vec<Action>,
+    /// What the drive has to answer.
+    awaited: usize,
+    pub completed: Vec<(OpToken, Result<Outcome, OpError>)>,
+}
+
+impl Turning {
+    /// Opens the drive; `driver` makes what answers to the sink.
+    pub fn open(
+        geometry: Geometry,
+        gate: Option<Gate>,
+        driver: impl FnOnce(Sink) -> anyhow::Result<Box<dyn Driver>>,
+    ) -> anyhow::Result<(Self, Vec<OpenReplica>)> {
+        let (sender, inbox) = channel();
+        let deliver = sender.clone();
+        // Nobody listens any more once the engine is dropped.
+        let sink = Sink::new(move |completions| drop(deliver.send(completions)));
+        let driver = driver(sink)?;
+        let clock = Clock::start();
+        let mut actions = Vec::new();
+        let seed = u64::try_from(random()? >> 64).expect("half of the bits remain");
+        let engine = Engine::open(geometry, seed, clock.now(), &mut actions)?;
+        let completed = Vec::new();
+        let mut this =
+            Self { engine, driver, gate, clock, sender, inbox, actions, awaited: 0, completed };
+        loop {
+            if let Some(replicas) = this.carry_out()? {
+                return Ok((this, replicas));
+            }
+            this.wait()?;
+        }
+    }
+
+    pub fn request(&mut self, token: OpToken, request: Request) {
+        let event = Event::Requested { token, request };
+        self.engine.handle(self.clock.now(), event, &mut self.actions);
+    }
+
+    /// Does what there is to do; waits, if nothing completed, until something happens.
+    pub fn turn(&mut self) -> anyhow::Result<()> {
+        self.carry_out()?;
+        if self.completed.is_empty() {
+            self.wait()?;
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    /// Lets what is under way end, writing home too.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        self.carry_out()?;
+        while self.awaited > 0 {
+            self.wait()?;
+            self.carry_out()?;
+        }
+        Ok(())
+    }
+
+    /// Carries out one request alone.
+    pub fn ask(&mut self, request: Request) -> anyhow::Result<Outcome> {
+        self.request(OpToken(0), request);
+        loop {
+            self.turn()?;
+            if let Some((_, result)) = self.completed.pop() {
+                return Ok(result?);
+            }
+        }
+    }
+
+    fn wait(&mut self) -> anyhow::Result<()> {
+        let now = self.clock.now();
+        let left = self.engine.deadline().map(|at| at.since(now));
+        match self.inbox.recv_timeout(left.unwrap_or(Duration::from_secs(60))) {
+            Ok(completions) => self.feed(completions),
+            Err(RecvTimeoutError::Timeout) if left.is_none() => bail!("the drive hangs"),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => unreachable!("we hold a sender"),
+        }
+        while let Ok(completions) = self.inbox.try_recv() {
+            self.feed(completions);
+        }
+        let now = self.clock.now();
+        if self.engine.deadline().is_some_and(|at| at <= now) {
+            self.engine.handle(now, Event::TimeReached, &mut self.actions);
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self, completions: Vec<Completion>) {
+        self.awaited -= completions.len();
+        let now = self.clock.now();
+        for completion in completions {
+            let event = match completion {
+                Completion::Read { token, result } => Event::DriveRead { token, result },
+                Completion::Written { token, result } => Event::DriveWritten { token, result },
+                Completion::Flushed { token, result } => Event::DriveFlushed { token, result },
+            };
+            self.engine.handle(now, event, &mut self.actions);
+        }
+    }
+
+    /// The replicas, when this opened the drive.
+    fn carry_out(&mut self) -> anyhow::Result<Option<Vec<OpenReplica>>> {
+        let mut opened = None;
+        let mut batch = Vec::new();
+        for action in self.actions.drain(..) {
+            batch.push(match action {
+                Action::ReadDrive { token, offset, length } => {
+                    drive::Request::Read { token, offset, length }
+                }
+                Action::WriteDrive { token, offset, data, durable } => {
+                    drive::Request::Write { token, offset, data, durable }
+                }
+                Action::FlushDrive { token } => drive::Request::Flush { token },
+                Action::Opened { replicas } => {
+                    opened = Some(replicas);
+                    continue;
+                }
+                Action::Complete { token, outcome } => {
+                    self.completed.push((token, outcome));
+                    continue;
+                }
+                Action::DriveOutOfService { reason } => {
+                    bail!("the drive is out of service: {reason}")
+                }
+            });
+        }
+        self.awaited += batch.len();
+        if let Some(gate) = self.gate {
+            let (mut passed, mut answered) = (Vec::new(), Vec::new());
+            for request in batch {
+                match gate(request) {
+                    Ok(request) => passed.push(request),
+                    Err(completion) => answered.push(completion),
+                }
+            }
+            batch = passed;
+            if !answered.is_empty() {
+                self.sender.send(answered).context("we hold the receiver")?;
+            }
+        }
+        if !batch.is_empty() {
+            self.driver.submit(batch);
+        }
+        Ok(opened)
+    }
+
+    pub fn description(&self) -> String {
+        self.driver.description()
+    }
+}
