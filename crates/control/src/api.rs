@@ -16,6 +16,7 @@ use model::{
 
 use crate::{
     live::{Live, Standing},
+    scrub::VolumeScrub,
     state::State,
 };
 
@@ -48,6 +49,10 @@ pub enum CommandKind {
     ModifyVolume(ModifyVolume),
     AttachVolume(AttachVolume),
     DetachVolume(DetachVolume),
+    /// Read and verify all replicas now.
+    ScrubVolume {
+        volume: VolumeId,
+    },
     CreateTags {
         resources: Vec<Resource>,
         tags: BTreeMap<String, String>,
@@ -131,6 +136,7 @@ pub enum Done {
     Modification(Box<Modification>),
     Attachment(Box<Attachment>),
     Account { account: Account, key: AccessKey },
+    Scrub(VolumeScrub),
     Nothing,
 }
 

@@ -19,6 +19,7 @@ use crate::{
     machine::ManagerParams,
     modification,
     random::Random,
+    scrub,
     state::{State, Write},
     tags,
 };
@@ -43,6 +44,7 @@ pub fn execute(desk: &mut Desk<'_>, caller: &Caller, command: Command) -> Outcom
         CommandKind::ModifyVolume(request) => modification::modify(desk, caller, &request),
         CommandKind::AttachVolume(request) => attachment::attach(desk, caller, request),
         CommandKind::DetachVolume(request) => attachment::detach(desk, caller, &request),
+        CommandKind::ScrubVolume { volume } => scrub::begin(desk, caller, volume),
         CommandKind::CreateTags { resources, tags } => {
             tags::create(desk, caller, &resources, &tags)
         }

@@ -28,6 +28,7 @@ pub mod random;
 pub mod reconcile;
 pub mod replacing;
 pub mod router;
+mod scrub;
 mod sigv4;
 pub mod state;
 mod sts;

@@ -24,6 +24,7 @@ use crate::{
         Silence,
     },
     machine::{Action, LinkId},
+    scrub::ReplicaScrub,
     state::{State, Write},
 };
 
@@ -250,6 +251,7 @@ fn from_server(
             live.dirty.all = true;
         }
         ToManager::DriveStatus(status) => drive_status(live, server, status),
+        ToManager::Scrubbed { .. } => scrubbed(live, context, server, message),
         ToManager::Adopted { .. }
         | ToManager::HandedOver { .. }
         | ToManager::MemberSilent { .. }
@@ -281,6 +283,21 @@ fn drive_status(live: &mut Live, server: &ServerId, status: DriveStatus) {
 fn group_of<'a>(state: &'a State, server: &ServerId, replica: ReplicaId) -> Option<&'a Group> {
     let holds = |g: &&Group| g.replicas.get(&replica).is_some_and(|p| p.drive.server == *server);
     state.groups.values().find(holds)
+}
+
+fn scrubbed(live: &mut Live, context: &Context<'_>, server: &ServerId, message: ToManager) {
+    let ToManager::Scrubbed { replica, pass, percent, bytes, damage, finished, failure } = message
+    else {
+        unreachable!("the caller passes this alone");
+    };
+    let Some(group) = group_of(context.state, server, replica) else { return };
+    let facts = live.groups.entry(group.config.group).or_default();
+    let scrub = facts.scrub.as_mut().filter(|scrub| scrub.pass == pass);
+    let known = scrub.and_then(|scrub| scrub.replicas.get_mut(&replica));
+    let Some(known) = known.filter(|known| !known.finished) else { return };
+    // A server that did all of it before it was asked again has nothing to add.
+    let bytes = bytes.max(known.bytes);
+    *known = ReplicaScrub { percent, bytes, damage, finished, failure };
 }
 
 fn created(live: &mut Live, context: &Context<'_>, server: &ServerId, replica: ReplicaId) {

@@ -27,6 +27,7 @@ use crate::{
     fullness::Relief,
     machine::{LinkId, Timing},
     reconcile::{Repeat, Telling},
+    scrub::VolumeScrub,
     state::State,
 };
 
@@ -90,6 +91,7 @@ pub enum MessageKey {
     HandOver(GroupId, Epoch),
     Attach(VolumeId, Epoch),
     Detach(VolumeId, AttachGeneration, bool),
+    Scrub(ReplicaId, u64),
 }
 
 #[derive(Debug)]
@@ -157,6 +159,8 @@ pub struct GroupLive {
     /// After a move away from a full drive that could not be carried out.
     pub move_pause: Pause,
     pub fill: Option<FillProgress>,
+    /// The last scrub that was asked for.
+    pub scrub: Option<VolumeScrub>,
     pub allocated: ByteCount,
     /// Bytes moved by fills before the present one.
     pub moved_before: Option<(ReplicaId, u64)>,

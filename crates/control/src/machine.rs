@@ -435,7 +435,13 @@ impl Manager {
             Ok((writes, done)) if !writes.is_empty() => {
                 self.commit(writes, Some((reply, Ok(done))), out);
             }
-            Ok((_, done)) => self.answer(now, wall, reply, Ok(done), out),
+            Ok((_, done)) => {
+                if let Done::Scrub(scrub) = &done {
+                    self.live.groups.entry(scrub.group).or_default().scrub = Some(scrub.clone());
+                    self.live.mark(scrub.group);
+                }
+                self.answer(now, wall, reply, Ok(done), out);
+            }
             Err(error) => self.answer(now, wall, reply, Err(error), out),
         }
         true

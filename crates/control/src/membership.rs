@@ -15,6 +15,7 @@ use model::{group::Role, id::ReplicaId};
 use crate::{
     case::{Case, Decision},
     live::{GroupLive, Standing, Stint},
+    scrub,
     state::Write,
 };
 
@@ -47,6 +48,7 @@ fn note(case: &Case<'_>, facts: &mut GroupLive) {
         facts.stint = learner.map(|(learner, source)| Stint { learner, source, since });
     }
     facts.silent.retain(|replica, _| config.member(*replica).is_some());
+    scrub::note(case, facts);
     facts.differing.retain(|replica, _| config.is_in_sync(*replica));
     if !case.primary_runs() || case.adopted(facts) {
         facts.unadopted = None;

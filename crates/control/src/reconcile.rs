@@ -22,7 +22,7 @@ use crate::{
     live::{GroupLive, Live, MessageKey, Peer},
     membership, modification,
     random::Random,
-    replacing,
+    replacing, scrub,
 };
 
 /// A message that somebody should have.
@@ -71,6 +71,7 @@ pub fn tell(case: &Case<'_>, facts: &GroupLive) -> Vec<Telling> {
     tell_replicas(case, facts, &mut tellings);
     tell_primary(case, facts, &mut tellings);
     tell_nodes(case, facts, &mut tellings);
+    tellings.extend(scrub::tell(case, facts));
     tellings
 }
 

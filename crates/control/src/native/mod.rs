@@ -85,6 +85,7 @@ fn command(route: &Route<'_>, request: &HttpRequest) -> Result<Option<Command>, 
             let dry_run = ask.dry_run;
             return Ok(Some(Command { dry_run, kind: ask.command(volume_of(route)?) }));
         }
+        Endpoint::ScrubVolume => CommandKind::ScrubVolume { volume: volume_of(route)? },
         Endpoint::Attach => body::<asks::Attach>(request)?.command()?,
         Endpoint::Detach => body::<asks::Detach>(request)?.command()?,
         Endpoint::CreateAccount => {
@@ -113,6 +114,16 @@ fn read(view: &View<'_>, caller: &Caller, route: &Route<'_>) -> Result<HttpRespo
             let modifications: Vec<_> = all.map(|(_, m)| shown::Modification::of(m)).collect();
             success(view, &json!({ "modifications": modifications }))
         }
+        Endpoint::Scrub => {
+            let volume = own_volume(view, caller, route)?;
+            let scrub = view.live.groups.get(&volume.group).and_then(|g| g.scrub.as_ref());
+            let Some(scrub) = scrub else {
+                let id = volume.volume;
+                let text = format!("No scrub of '{id}' is known; POST here begins one");
+                return Err(ApiError::new("Scrub.NotFound", text));
+            };
+            success(view, &shown::scrub(view, scrub))
+        }
         Endpoint::Attachments => {
             let own = state.attachments.values().filter(|a| a.account == caller.account);
             let attachments: Vec<_> = own.map(|a| shown::Attachment::of(view, a)).collect();
@@ -133,6 +144,7 @@ fn read(view: &View<'_>, caller: &Caller, route: &Route<'_>) -> Result<HttpRespo
         | Endpoint::CreateVolume
         | Endpoint::DeleteVolume
         | Endpoint::ModifyVolume
+        | Endpoint::ScrubVolume
         | Endpoint::Attach
         | Endpoint::Detach
         | Endpoint::CreateAccount => unreachable!("answered before"),
@@ -173,6 +185,7 @@ pub fn print(view: &View<'_>, done: &Done) -> HttpResponse {
         Done::Modification(m) => success(view, &shown::Modification::of(m)),
         Done::Attachment(a) => success(view, &shown::Attachment::of(view, a)),
         Done::Account { account, key } => success(view, &shown::new_account(account, key)),
+        Done::Scrub(s) => success(view, &shown::scrub(view, s)),
         Done::Nothing => success(view, &json!({})),
     }
 }

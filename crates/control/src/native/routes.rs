@@ -10,6 +10,8 @@ pub enum Endpoint {
     DeleteVolume,
     ModifyVolume,
     Modifications,
+    ScrubVolume,
+    Scrub,
     Attachments,
     Attach,
     Detach,
@@ -25,13 +27,15 @@ pub enum Endpoint {
 }
 
 /// Paths as the OpenAPI document writes them.
-pub const ROUTES: [(&str, &str, Endpoint); 18] = [
+pub const ROUTES: [(&str, &str, Endpoint); 20] = [
     ("GET", "/v1/volumes", Endpoint::Volumes),
     ("POST", "/v1/volumes", Endpoint::CreateVolume),
     ("GET", "/v1/volumes/{volume_id}", Endpoint::Volume),
     ("DELETE", "/v1/volumes/{volume_id}", Endpoint::DeleteVolume),
     ("POST", "/v1/volumes/{volume_id}/modify", Endpoint::ModifyVolume),
     ("GET", "/v1/volumes/{volume_id}/modifications", Endpoint::Modifications),
+    ("POST", "/v1/volumes/{volume_id}/scrub", Endpoint::ScrubVolume),
+    ("GET", "/v1/volumes/{volume_id}/scrub", Endpoint::Scrub),
     ("GET", "/v1/attachments", Endpoint::Attachments),
     ("POST", "/v1/attachments", Endpoint::Attach),
     ("POST", "/v1/attachments/detach", Endpoint::Detach),

@@ -10,13 +10,41 @@ use model::{
     volume::{Media, VolumeType},
 };
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     api::{Caller, View},
     health::Health,
     live::Standing,
+    scrub::{ReplicaScrub, VolumeScrub},
     sts,
 };
+
+/// A scrub that was asked for: the sums, and each replica.
+pub fn scrub(view: &View<'_>, scrub: &VolumeScrub) -> serde_json::Value {
+    let group = view.state.groups.get(&scrub.group);
+    let server = |replica| Some(group?.replicas.get(&replica)?.drive.to_string());
+    let each = |(&replica, r): (&ReplicaId, &ReplicaScrub)| {
+        json!({
+            "replica": replica, "drive": server(replica), "percent": r.percent, "bytes": r.bytes,
+            "bad_blocks_found": r.damage.bad_found, "bad_blocks_repaired": r.damage.bad_repaired,
+            "bad_blocks_lost": r.damage.bad_lost, "finished": r.finished, "failure": r.failure,
+        })
+    };
+    let replicas: Vec<_> = scrub.replicas.iter().map(each).collect();
+    let all = || scrub.replicas.values();
+    json!({
+        "volume_id": scrub.volume,
+        "pass": scrub.pass,
+        "finished": scrub.is_finished(),
+        "percent": all().map(|r| r.percent).min().unwrap_or(100),
+        "bytes": all().map(|r| r.bytes).sum::<u64>(),
+        "bad_blocks_found": all().map(|r| r.damage.bad_found).sum::<u64>(),
+        "bad_blocks_repaired": all().map(|r| r.damage.bad_repaired).sum::<u64>(),
+        "bad_blocks_lost": all().map(|r| r.damage.bad_lost).sum::<u64>(),
+        "replicas": replicas,
+    })
+}
 
 pub fn own_volumes<'a>(
     view: &View<'a>,

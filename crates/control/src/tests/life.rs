@@ -7,7 +7,7 @@ use model::{
 };
 
 use super::world::{World, gp3, standard};
-use crate::api::{AttachVolume, CommandKind, CreateVolume, DetachVolume, ModifyVolume};
+use crate::api::{AttachVolume, CommandKind, CreateVolume, DetachVolume, Done, ModifyVolume};
 
 fn attach_to(world: &World, node: usize, volume: VolumeId) -> CommandKind {
     CommandKind::AttachVolume(AttachVolume {
@@ -536,6 +536,44 @@ fn a_failed_drive_of_the_primary_fails_over_and_is_replaced() {
     world.until("writes go on", 2_000, |w| w.acknowledged.len() > acknowledged);
     world.until("mirrored", 10_000, |w| w.config(volume).in_sync().count() == 2);
     assert!(!servers_of(&world, volume).contains(&primary.server.to_string()));
+}
+
+#[test]
+fn a_mirror_that_differs_leaves_the_set_and_comes_back_as_learner() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let config = world.config(volume).clone();
+    let mirror = config.mirrors().next().expect("one").replica;
+    let link = world.server(config.primary().server.as_str()).link.expect("linked");
+    let (group, epoch, offset) = (config.group, config.epoch, 1 << 20);
+    let message = format::ctl::ToManager::MemberDiffers { group, epoch, member: mirror, offset };
+    world.report(link, message.clone());
+    world.until("dropped", 2_000, |w| w.config(volume).members.len() == 1);
+    world.until("back", 10_000, |w| w.config(volume).is_in_sync(mirror));
+    // What was said of an earlier configuration says nothing of the present one.
+    let epoch = world.config(volume).epoch;
+    world.report(link, message);
+    world.run(2_000);
+    assert_eq!(world.config(volume).epoch, epoch);
+}
+
+#[test]
+fn a_scrub_is_asked_of_every_in_sync_replica_and_one_at_a_time() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    let begun = scrub_of(&mut world, volume);
+    assert_eq!(begun.replicas.len(), 2);
+    assert!(!begun.is_finished());
+    assert_eq!(scrub_of(&mut world, volume).pass, begun.pass, "it is under way");
+    world.run(2_000);
+    assert_ne!(scrub_of(&mut world, volume).pass, begun.pass, "the first one is over");
+}
+
+fn scrub_of(world: &mut World, volume: VolumeId) -> crate::scrub::VolumeScrub {
+    match world.ask(CommandKind::ScrubVolume { volume }) {
+        Ok(Done::Scrub(scrub)) => scrub,
+        other => panic!("not begun: {other:?}"),
+    }
 }
 
 #[test]

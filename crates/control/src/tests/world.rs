@@ -954,6 +954,15 @@ impl Server {
                 self.replicas.entry(replica).or_insert(made);
                 Some(ToManager::ReplicaCreated { replica })
             }
+            FromManager::Scrub { replica, pass } => Some(ToManager::Scrubbed {
+                replica,
+                pass,
+                percent: 100,
+                bytes: 4096,
+                damage: Damage { bad_found: 1, bad_repaired: 1, bad_lost: 0 },
+                finished: true,
+                failure: None,
+            }),
             FromManager::RemoveReplica { replica, .. } => {
                 self.replicas.remove(&replica);
                 Some(ToManager::ReplicaRemoved { replica })

@@ -8,7 +8,12 @@ use clap::{Args, Subcommand};
 use model::{id::VolumeId, volume::VolumeType};
 use serde_json::{Map, Value, json};
 
-use super::{Reach, client::Client, table::text, wait};
+use super::{
+    Reach,
+    client::Client,
+    table::{elements, text},
+    wait,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -29,6 +34,10 @@ pub enum Command {
     Modify(Modify),
     /// List the modifications of a volume, oldest first
     Modifications { volume: VolumeId },
+    /// Read and verify all replicas of a volume now, and repair what is damaged
+    #[command(after_help = "Examples:\n  \
+        pliant volume scrub vol-0123456789abcdef0 --wait")]
+    Scrub(Scrub),
     /// Delete a volume that is not attached
     Delete { volume: VolumeId },
 }
@@ -56,6 +65,14 @@ pub struct Create {
     #[arg(long, value_name = "TOKEN")]
     client_token: Option<String>,
     /// Wait until it can be attached
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Scrub {
+    volume: VolumeId,
+    /// Wait until everything has been read, showing progress
     #[arg(long)]
     wait: bool,
 }
@@ -111,6 +128,7 @@ pub fn run(reach: &Reach, command: Command) -> anyhow::Result<()> {
             let answer = client.get(&format!("{}/modifications", path(volume)))?;
             reach.print(&answer, print::modifications)
         }
+        Command::Scrub(scrub) => reach.print(&scrubbed(&client, &scrub)?, print::scrub),
         Command::Delete { volume } => {
             let answer = client.delete(&path(volume))?;
             reach.print(&answer, |_| format!("{volume} is being deleted"))
@@ -163,6 +181,22 @@ fn modified(client: &Client, modify: &Modify) -> anyhow::Result<Value> {
         return Ok(begun);
     }
     progress::watch(client, modify.volume, &begun)
+}
+
+fn scrubbed(client: &Client, scrub: &Scrub) -> anyhow::Result<Value> {
+    let path = format!("{}/scrub", path(scrub.volume));
+    let begun = client.post(&path, &json!({}))?;
+    if !scrub.wait {
+        return Ok(begun);
+    }
+    let ended = progress::watch_scrub(client, &path)?;
+    let failed = elements(&ended, "replicas").iter().find(|r| !r["failure"].is_null());
+    match failed {
+        Some(replica) => {
+            bail!("{} was not read: {}", text(replica, "replica"), text(replica, "failure"))
+        }
+        None => Ok(ended),
+    }
 }
 
 fn add(ask: &mut Value, field: &str, value: Option<impl serde::Serialize>) {

@@ -155,3 +155,22 @@ pub fn modifications(answer: &Value) -> String {
     }
     rows.print()
 }
+
+pub fn scrub(scrub: &Value) -> String {
+    let (volume, percent) = (text(scrub, "volume_id"), number(scrub, "percent"));
+    let how_far = if scrub["finished"] == true {
+        format!("{volume} is verified")
+    } else {
+        format!(
+            "{volume} is being verified, {percent}% so far; `pliant volume scrub {volume} --wait` waits"
+        )
+    };
+    format!(
+        "{how_far}: {} read on {} replicas, {} bad blocks found, {} repaired, {} lost",
+        bytes(number(scrub, "bytes")),
+        elements(scrub, "replicas").len(),
+        number(scrub, "bad_blocks_found"),
+        number(scrub, "bad_blocks_repaired"),
+        number(scrub, "bad_blocks_lost"),
+    )
+}

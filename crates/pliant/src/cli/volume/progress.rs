@@ -48,6 +48,21 @@ pub fn watch(client: &Client, volume: VolumeId, begun: &Value) -> anyhow::Result
     Ok(ended)
 }
 
+/// Shows progress on standard error until the scrub has ended; gives its last state.
+pub fn watch_scrub(client: &Client, path: &str) -> anyhow::Result<Value> {
+    let bar = ProgressBar::new(100);
+    let style = ProgressStyle::with_template("{msg}\n[{bar:50}] {pos:>3}%");
+    bar.set_style(style.expect("the template is well formed"));
+    let ended = wait::until(client, "scrubbed", |client| {
+        let now = client.get(path)?;
+        bar.set_position(now["percent"].as_u64().unwrap_or(0).min(100));
+        bar.set_message(format!("{} verified", bytes(number(&now, "bytes"))));
+        Ok((now["finished"] == true).then_some(now))
+    });
+    bar.finish_and_clear();
+    ended
+}
+
 /// What was moved, a short while back.
 #[derive(Default)]
 struct Pace {
