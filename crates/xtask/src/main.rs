@@ -2,6 +2,7 @@
 
 mod arguments;
 mod crash;
+mod fuzz;
 mod tidy;
 
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ const USAGE: &str = "\
 usage: cargo xtask <task> [--help]
   tidy     house rules that the compiler cannot check
   crash    crash states of the storage engine, compared with a model
+  fuzz     decoders on inputs that are nearly valid
 ";
 
 fn main() -> ExitCode {
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let result = match task.as_deref() {
         Some("tidy") => arguments.end().map(|()| tidy::run()),
         Some("crash") => crash::run(arguments),
+        Some("fuzz") => fuzz::run(arguments),
         _ => Err(USAGE.to_owned()),
     };
     result.unwrap_or_else(|error| {

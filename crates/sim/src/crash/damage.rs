@@ -98,6 +98,11 @@ impl Rest {
         Layout::of(&shape).expect("an engine was opened on it")
     }
 
+    /// Where content begins: before it lie superblocks, metadata and journal.
+    pub fn slots_offset(&self) -> u64 {
+        self.layout().slots_offset
+    }
+
     /// Damages one block of the area in one way; returns what was done.
     pub fn damage_one(&self, area: Area, random: &mut Random) -> Option<(Image, String)> {
         let layout = self.layout();

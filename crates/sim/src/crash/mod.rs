@@ -23,7 +23,7 @@ use std::{
 };
 
 use crate::random::Random;
-use damage::{Area, Counts};
+use damage::{Area, Counts, Rest};
 use faulty::End;
 use history::History;
 use trace::Trace;
@@ -46,12 +46,17 @@ pub fn faulty(seed: u64, keep_trace: bool) -> Result<(End, u64), Failure> {
     guarded(seed, &trace, &Rc::default(), || history.faulty())
 }
 
+/// The drive that a seed's history leaves behind when nothing goes wrong.
+pub fn at_rest(seed: u64) -> Result<Rest, String> {
+    History::new(seed, Trace::default(), Rc::default()).rest()
+}
+
 /// Damages what a seed's history leaves, in `rounds` ways in each area, and counts what comes of it.
 pub fn damage(seed: u64, rounds: u64, keep_trace: bool) -> Result<Counts, Failure> {
     let trace = Trace::new(keep_trace);
     let round = Rc::new(Cell::new(0));
     guarded(seed, &trace, &round, || {
-        let rest = History::new(seed, Trace::default(), Rc::default()).rest()?;
+        let rest = at_rest(seed)?;
         let mut random = Random::new(seed ^ 0xda3a_9ed0);
         let mut counts = Counts::new();
         for _ in 0..rounds {
