@@ -6,6 +6,7 @@
 //! The protocol is `docs/replication.md`.
 
 pub mod api;
+mod beat;
 mod damage;
 mod drive;
 mod examine;

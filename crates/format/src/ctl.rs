@@ -33,7 +33,8 @@ pub enum ToManager {
     RegisterServer(RegisterServer),
     /// First message of a node manager's link.
     RegisterNode(RegisterNode),
-    /// Sent each second, so that silence can be told from idleness.
+    /// Sent twice a second, so that silence can be told from idleness. It speaks of the replicas
+    /// of which there is news, and of a few others in turn.
     Beat {
         replicas: Vec<ReplicaProgress>,
     },

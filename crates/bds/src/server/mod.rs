@@ -26,6 +26,7 @@ use model::{
 
 use crate::{
     api::{Action, Event, ServerParams},
+    beat::Beats,
     drive::Drive,
     replica::{Input, Replica},
     scrub::Scrub,
@@ -47,6 +48,7 @@ pub struct Server {
     tokens: u64,
     manager_up: bool,
     next_beat: Instant,
+    beats: Beats,
     ready: bool,
     /// When replicas want to be woken.
     wakes: BTreeMap<ReplicaId, Instant>,
@@ -72,6 +74,7 @@ impl Server {
             tokens: 0,
             manager_up: false,
             next_beat: now,
+            beats: Beats::default(),
             ready: false,
             wakes: BTreeMap::new(),
             wake_order: BTreeSet::new(),
@@ -151,11 +154,9 @@ impl Server {
         self.scrub_on(now, out);
         if self.manager_up && self.next_beat <= now {
             self.next_beat = now + self.params.timing.beat;
-            let replicas = self
-                .replicas
-                .values()
-                .filter_map(|r| Some(r.primary()?.progress(self.allocated(r))))
-                .collect();
+            let primaries = self.replicas.values().filter_map(|r| Some((r, r.primary()?)));
+            let progress: Vec<_> = primaries.map(|(r, p)| p.progress(self.allocated(r))).collect();
+            let replicas = self.beats.next(progress.into_iter());
             out.push(Action::SendManager { message: ToManager::Beat { replicas } });
             self.tell_news(now, out);
             self.tell_scrubs(out);
@@ -181,6 +182,7 @@ impl Server {
             replicas,
         };
         out.push(Action::SendManager { message: ToManager::RegisterServer(register) });
+        self.beats.tell_all();
         self.drives.values_mut().for_each(Drive::tell_again);
         self.tell_news(now, out);
         self.each_replica(now, out, |replica, turn| {
