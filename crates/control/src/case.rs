@@ -12,7 +12,7 @@ use format::record::{Group, Modification, Parameters, Placed, Record, Volume};
 use model::{
     group::{GroupConfig, Member, Role},
     id::{ReplicaId, ServerId},
-    state::ModificationState,
+    state::{ModificationState, VolumeState},
     time::{Instant, WallTime},
     units::{Iops, MibPerSec, Rate},
 };
@@ -20,6 +20,7 @@ use model::{
 use crate::{
     live::{GroupLive, Live, Standing},
     machine::Timing,
+    replacing,
     state::{State, Write},
 };
 
@@ -100,6 +101,21 @@ impl<'a> Case<'a> {
     /// The primary's server is up, holds it, and is in the run the configuration was made for.
     pub fn primary_runs(&self) -> bool {
         self.is_up(self.config().primary().replica) && !self.primary_restarted()
+    }
+
+    /// All replicas are in sync and where they should be, and nothing is under way.
+    pub fn is_at_rest(&self, facts: &GroupLive) -> bool {
+        let (group, config) = (self.group, self.config());
+        let used = matches!(self.volume.state, VolumeState::Available | VolumeState::InUse);
+        let whole = group.desired.len() >= replacing::REPLICAS_WANTED
+            && config.members.len() == group.desired.len()
+            && group.replicas.len() == group.desired.len()
+            && group.desired.iter().all(|p| config.is_in_sync(p.replica) && self.is_up(p.replica));
+        used && whole
+            && running(self.state, self.volume).is_none()
+            && self.is_current()
+            && self.adopted(facts)
+            && facts.hand_over.is_none()
     }
 
     pub fn primary_restarted(&self) -> bool {

@@ -26,8 +26,8 @@ use model::{
 };
 
 use crate::{
-    case::{Case, Decision, running},
-    live::{GroupLive, Live},
+    case::{Case, Decision},
+    live::Live,
     machine::Timing,
     placement::{Fleet, ZoneRule},
     random::Random,
@@ -218,21 +218,6 @@ fn candidate<'a>(case: Case<'a>, drive: &DriveId) -> Option<Candidate<'a>> {
     let facts = case.live.groups.get(&case.config().group)?;
     let placed = case.group.desired.iter().find(|p| p.drive == *drive)?;
     let bytes = facts.allocated.get();
-    let movable = bytes > 0 && is_at_rest(&case, facts) && facts.move_pause.over(case.now);
+    let movable = bytes > 0 && case.is_at_rest(facts) && facts.move_pause.over(case.now);
     movable.then_some(Candidate { replica: placed.replica, bytes, case })
-}
-
-/// All replicas are in sync and where they should be, and nothing else is under way.
-fn is_at_rest(case: &Case<'_>, facts: &GroupLive) -> bool {
-    let (group, config) = (case.group, case.config());
-    let used = matches!(case.volume.state, VolumeState::Available | VolumeState::InUse);
-    let whole = group.desired.len() >= replacing::REPLICAS_WANTED
-        && config.members.len() == group.desired.len()
-        && group.replicas.len() == group.desired.len()
-        && group.desired.iter().all(|p| config.is_in_sync(p.replica) && case.is_up(p.replica));
-    used && whole
-        && running(case.state, case.volume).is_none()
-        && case.is_current()
-        && case.adopted(facts)
-        && facts.hand_over.is_none()
 }

@@ -177,8 +177,15 @@ pub struct Manager {
     servers_up: BTreeSet<ServerId>,
     /// Full drives from which a replica may be moved.
     full_drives: Vec<DriveId>,
-    /// Groups that were not settled when last looked at.
+    /// Groups that waited for an answer when last looked at.
     busy: BTreeSet<GroupId>,
+    /// Groups that were not whole when last looked at.
+    unsettled: BTreeSet<GroupId>,
+    passes: u64,
+    /// The last group of the part of all groups that was looked at in the last pass.
+    round: GroupId,
+    /// What node managers hold and should not is to be looked for.
+    leftovers: bool,
     #[cfg(test)]
     pub(crate) typed_answers: Vec<(CallToken, Result<Done, ApiError>)>,
 }
@@ -242,6 +249,10 @@ impl Manager {
             servers_up: BTreeSet::new(),
             full_drives: Vec::new(),
             busy: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
+            passes: 0,
+            round: GroupId::from_raw(0),
+            leftovers: true,
             #[cfg(test)]
             typed_answers: Vec::new(),
         };

@@ -63,6 +63,13 @@ fn is_stuck(case: &Case<'_>, facts: &GroupLive) -> bool {
     facts.unadopted.is_some_and(|(_, since)| case.now.since(since) >= case.timing.adoption)
 }
 
+/// Somebody does not answer somebody, by a report that may still come to count.
+pub fn is_suspected(case: &Case<'_>, facts: &GroupLive) -> bool {
+    let fresh = |at| case.now.since(at) < SILENCE_FRESH;
+    facts.silent.values().any(|s| fresh(s.last))
+        || facts.primary_silent.is_some_and(|(_, at)| fresh(at))
+}
+
 /// Whether the primary must be replaced, or made primary afresh.
 pub fn primary_is_gone(case: &Case<'_>, facts: &GroupLive) -> bool {
     let primary = case.config().primary();

@@ -2,8 +2,12 @@
 //!
 //! Decides: how decisions of several groups share a commit.
 //! Does not: know the rules; `reconcile` asks them.
-//! Invariant: a group is either settled or looked at again within [`LOOK`]; all of them within
-//! the time after which a message is sent again.
+//! Invariant: a group that waits for an answer is looked at again within [`LOOK`]; one that is not
+//! whole, within the time after which a message is sent again, because time alone may change what
+//! is to be done; one that is whole and at rest, when a fact about it changes, and within
+//! [`ROUND_PASSES`] passes in any case. So an idle fleet costs next to nothing.
+
+use std::ops::Bound;
 
 use model::{
     id::GroupId,
@@ -13,7 +17,7 @@ use model::{
 use super::{Action, LOOK, Manager};
 use crate::{
     case::{self, Case, Decision},
-    creation, fullness, links,
+    creation, fullness, links, membership,
     reconcile::{self, Repeat, Telling},
     replacing,
     state::Write,
@@ -21,6 +25,10 @@ use crate::{
 
 /// Writes of one commit, above which the next group waits for the next commit.
 const BATCH_WRITES_MAX: usize = 256;
+/// Groups at rest are looked at in so many parts, one in each pass.
+const ROUND_PASSES: usize = 60;
+/// Passes from one clearing out of old facts to the next.
+const CLEAR_PASSES: u64 = 10;
 
 impl Manager {
     /// What time alone changes: who is silent, what is to be sent again.
@@ -39,10 +47,28 @@ impl Manager {
             return;
         }
         self.passed = now;
-        self.live.dirty.all = true;
+        self.passes += 1;
+        self.live.dirty.groups.extend(std::mem::take(&mut self.unsettled));
+        self.mark_next_part();
+        self.leftovers = true;
         self.sweep = true;
-        self.live.retain(now, &self.state);
+        if self.passes.is_multiple_of(CLEAR_PASSES) {
+            self.live.retain(now, &self.state);
+        }
         self.full_drives = fullness::observe(&self.state, &mut self.live, now, &self.params.timing);
+    }
+
+    /// The next part of all groups, so that each is looked at once in a round.
+    fn mark_next_part(&mut self) {
+        let groups = &self.state.groups;
+        let count = groups.len().div_ceil(ROUND_PASSES);
+        let after = (Bound::Excluded(self.round), Bound::Unbounded);
+        let part: Vec<GroupId> = groups.range(after).take(count).map(|(id, _)| *id).collect();
+        self.round = match part.last() {
+            Some(last) if part.len() == count => *last,
+            _ => GroupId::from_raw(0),
+        };
+        self.live.dirty.groups.extend(part);
     }
 
     /// Moves a replica away from each drive that is full.
@@ -121,6 +147,9 @@ impl Manager {
         let mut dirty = std::mem::take(&mut self.live.dirty.groups);
         if std::mem::take(&mut self.live.dirty.all) {
             dirty.extend(self.state.groups.keys().copied());
+            self.leftovers = true;
+        }
+        if std::mem::take(&mut self.leftovers) {
             let leftovers = reconcile::tell_leftovers(&self.state, &self.live);
             self.send(now, leftovers, out);
         }
@@ -172,6 +201,8 @@ impl Manager {
             && tellings.iter().all(|t| t.repeat == Repeat::OncePerLink);
         if !settled {
             self.busy.insert(id);
+        } else if !case.is_at_rest(&facts) || membership::is_suspected(&case, &facts) {
+            self.unsettled.insert(id);
         }
         self.live.groups.insert(id, facts);
         self.send(now, tellings, out);
@@ -185,6 +216,7 @@ impl Manager {
             return decision;
         }
         let tellings = reconcile::tell_removals(group, group.replicas.keys().copied());
+        self.unsettled.insert(id);
         self.send(now, tellings, out);
         Decision::default()
     }
