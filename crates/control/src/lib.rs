@@ -20,6 +20,7 @@ pub mod links;
 pub mod live;
 pub mod machine;
 pub mod membership;
+mod metrics;
 pub mod modification;
 mod native;
 pub mod parameters;

@@ -31,6 +31,7 @@ use crate::{
     http::{HttpRequest, HttpResponse},
     links,
     live::Live,
+    metrics,
     random::Random,
     router::{Received, Render, receive},
     state::{State, Write},
@@ -113,6 +114,11 @@ pub enum Event {
         message: ToManager,
     },
     HttpReceived {
+        call: CallToken,
+        request: HttpRequest,
+    },
+    /// On the address for operators, which asks nobody who they are.
+    ScrapeReceived {
         call: CallToken,
         request: HttpRequest,
     },
@@ -278,6 +284,11 @@ impl Manager {
             }
             Event::HttpReceived { call, request } => {
                 self.receive(now, wall, call, &request, out);
+            }
+            Event::ScrapeReceived { call, request } => {
+                let response =
+                    self.with_view(now, wall, "", |view| metrics::receive(view, &request));
+                out.push(Action::AnswerHttp { call, response });
             }
             Event::Committed { commit } => self.committed(now, wall, commit, out),
             Event::TimeReached => {}

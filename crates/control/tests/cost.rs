@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use control::{
-    api::Place,
+    api::{CallToken, Place},
+    http::{HttpRequest, HttpResponse},
     machine::{Action, Event, LinkId, Manager, ManagerParams, RootAccount, Timing},
 };
 use format::{
@@ -116,6 +117,7 @@ struct Fleet {
     volumes: u64,
     out: Vec<Action>,
     sent: usize,
+    answered: Vec<HttpResponse>,
 }
 
 impl Fleet {
@@ -137,7 +139,8 @@ impl Fleet {
         let mut out = Vec::new();
         let (now, wall) = (Instant::ZERO, WallTime::from_millis(0));
         let manager = Manager::new(params, records, 1, now, wall, &mut out);
-        let mut fleet = Self { manager, now: Duration::ZERO, volumes, out, sent: 0 };
+        let mut fleet =
+            Self { manager, now: Duration::ZERO, volumes, out, sent: 0, answered: Vec::new() };
         fleet.settle();
         for n in 0..SERVERS {
             fleet.feed(Event::LinkOpened { link: LinkId(n) });
@@ -199,7 +202,8 @@ impl Fleet {
             match action {
                 Action::Commit { commit, .. } => self.feed(Event::Committed { commit }),
                 Action::Send { .. } => self.sent += 1,
-                Action::AnswerHttp { .. } | Action::Report { .. } => {}
+                Action::AnswerHttp { response, .. } => self.answered.push(response),
+                Action::Report { text } => panic!("{text}"),
                 Action::CloseLink { link } => panic!("{link:?} is closed"),
             }
         }
@@ -269,4 +273,27 @@ fn five_thousand_idle_volumes_cost_the_manager_less_than_a_hundredth_of_a_core()
     println!("{} ms for {SECONDS} s with 5,000 volumes", used.as_millis());
     assert_eq!(fleet.sent, 0, "an idle fleet is told nothing");
     assert!(used < Duration::from_millis(10 * SECONDS), "{used:?} in {SECONDS} s");
+}
+
+#[test]
+fn the_metrics_of_two_thousand_volumes_cost_no_more_than_a_blink() {
+    const VOLUMES: u64 = 2_000;
+    let mut fleet = Fleet::new(VOLUMES);
+    let request = HttpRequest {
+        method: "GET".to_owned(),
+        path: "/metrics".to_owned(),
+        query: String::new(),
+        headers: Vec::new(),
+        body: Vec::new(),
+        oversized: false,
+    };
+    let before = processor_time();
+    fleet.feed(Event::ScrapeReceived { call: CallToken(1), request });
+    let used = processor_time() - before;
+    let body = &fleet.answered.last().expect("answered").body;
+    println!("{} us for {} KiB with {VOLUMES} volumes", used.as_micros(), body.len() >> 10);
+    let text = std::str::from_utf8(body).expect("text");
+    let samples = text.lines().filter(|l| l.starts_with("pliant_volume_serving{")).count();
+    assert_eq!(u64::try_from(samples), Ok(VOLUMES));
+    assert!(used < Duration::from_millis(200), "{used:?}");
 }

@@ -42,7 +42,14 @@ const INPUTS_MAX: usize = 1024;
 #[derive(Debug)]
 enum Input {
     Link(LinkId, LinkInput),
-    Call { request: HttpRequest, answer: oneshot::Sender<HttpResponse> },
+    Call { door: Door, request: HttpRequest, answer: oneshot::Sender<HttpResponse> },
+}
+
+/// Which address a call came in at.
+#[derive(Debug, Clone, Copy)]
+enum Door {
+    Api,
+    Metrics,
 }
 
 /// Runs a manager until it is told to stop or cannot go on.
@@ -57,7 +64,12 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         let control = bind("control links", config.listen).await?;
         let api = bind("the API", config.api_listen).await?;
-        serve(config, Box::new(store), control, api, stop_requested()?).await
+        let metrics = match config.metrics_listen {
+            Some(address) => Some(bind("metrics", address).await?),
+            None => None,
+        };
+        let doors = Doors { control, api, metrics };
+        serve(config, Box::new(store), doors, stop_requested()?).await
     })
 }
 
@@ -79,14 +91,21 @@ fn stop_requested() -> anyhow::Result<impl Future<Output = ()> + Send> {
     })
 }
 
+/// The sockets that others dial.
+struct Doors {
+    control: TcpListener,
+    api: TcpListener,
+    metrics: Option<TcpListener>,
+}
+
 /// Serves on the given sockets until `stop` comes (then `Ok`) or the store fails.
 async fn serve(
     config: Config,
     mut store: Box<dyn MetaStore>,
-    control: TcpListener,
-    api: TcpListener,
+    doors: Doors,
     stop: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
+    let Doors { control, api, metrics } = doors;
     let term = store.take_over()?;
     commits::check_cluster(store.as_mut(), term, &config.cluster)?;
     let records = commits::load(store.as_ref())?;
@@ -122,19 +141,29 @@ async fn serve(
     shell.carry_out(first);
 
     let accepting = tokio::spawn(links::accept(control, inputs_in.clone()));
-    let serving = tokio::spawn(http::serve(api, move |request| ask(inputs_in.clone(), request)));
+    let door = |listener, door| {
+        let inputs = inputs_in.clone();
+        tokio::spawn(http::serve(listener, move |request| ask(inputs.clone(), door, request)))
+    };
+    let serving = door(api, Door::Api);
+    let scraped = metrics.map(|listener| door(listener, Door::Metrics));
     let ended = shell.turn(inputs, stop).await;
     accepting.abort();
     serving.abort();
+    scraped.inspect(|task| task.abort());
     shell.commits.close();
     tracing::info!("manager stops");
     Ok(ended?)
 }
 
 /// Hands one call to the machine's task and waits for the answer.
-async fn ask(inputs: mpsc::Sender<Input>, request: HttpRequest) -> Option<HttpResponse> {
+async fn ask(
+    inputs: mpsc::Sender<Input>,
+    door: Door,
+    request: HttpRequest,
+) -> Option<HttpResponse> {
     let (answer, answered) = oneshot::channel();
-    inputs.send(Input::Call { request, answer }).await.ok()?;
+    inputs.send(Input::Call { door, request, answer }).await.ok()?;
     answered.await.ok()
 }
 
@@ -180,11 +209,14 @@ impl Shell {
     fn event_of(&mut self, input: Input) -> Option<Event> {
         match input {
             Input::Link(link, input) => self.links.event_of(link, input),
-            Input::Call { request, answer } => {
+            Input::Call { door, request, answer } => {
                 self.last_call += 1;
                 let call = CallToken(self.last_call);
                 self.calls.insert(call, answer);
-                Some(Event::HttpReceived { call, request })
+                Some(match door {
+                    Door::Api => Event::HttpReceived { call, request },
+                    Door::Metrics => Event::ScrapeReceived { call, request },
+                })
             }
         }
     }

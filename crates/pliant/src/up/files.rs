@@ -46,6 +46,7 @@ struct ManagerFile<'a> {
     zones: Vec<String>,
     listen: String,
     api_listen: String,
+    metrics_listen: String,
     store: PathBuf,
     account: String,
     access_key: &'a str,
@@ -102,6 +103,7 @@ pub fn write(dir: &Path, settings: &Settings) -> anyhow::Result<Vec<Process>> {
         zones: settings.zones.iter().map(|zone| settings.zone_name(zone)).collect(),
         listen: loopback(settings.control_port),
         api_listen: loopback(settings.api_port),
+        metrics_listen: loopback(settings.metrics_port),
         store: dir.join("manager").join("metadata.sqlite"),
         account: settings.account.to_string(),
         access_key: &settings.access_key,
@@ -186,6 +188,7 @@ fn process(dir: &Path, name: &str, role: Role, file: &impl Serialize) -> anyhow:
 fn environment(dir: &Path, settings: &Settings) -> String {
     let exports = [
         ("AWS_ENDPOINT_URL", settings.endpoint()),
+        ("PLIANT_METRICS_URL", settings.metrics_url()),
         ("AWS_ACCESS_KEY_ID", settings.access_key.clone()),
         ("AWS_SECRET_ACCESS_KEY", settings.secret_key.clone()),
         ("AWS_DEFAULT_REGION", settings.region.clone()),

@@ -63,6 +63,9 @@ pub struct Settings {
     pub remirror_delay_ms: u64,
     pub api_port: u16,
     pub control_port: u16,
+    /// 0 in what an older version stored.
+    #[serde(default)]
+    pub metrics_port: u16,
     pub ssd: Drive,
     pub hdd: Drive,
     pub hdd_emulation: Emulation,
@@ -136,6 +139,7 @@ impl Settings {
             remirror_delay_ms: 10_000,
             api_port: 7480,
             control_port: 0,
+            metrics_port: 0,
             ssd: Drive { gib: 100, iops: 20_000, throughput_mib: 1_000, journal_mib: 64 },
             hdd: Drive { gib: 300, iops: 1_000, throughput_mib: 160, journal_mib: 32 },
             hdd_emulation: Emulation { seek_ms: 4.0, ops_per_sec: 200, mib_per_sec: 160 },
@@ -217,6 +221,10 @@ impl Settings {
         if first_start {
             self.control_port = ports.free()?;
         }
+        ports.avoid([self.control_port, self.api_port]);
+        if self.metrics_port == 0 {
+            self.metrics_port = ports.free()?;
+        }
         match args.port {
             Some(0) if first_start => self.api_port = ports.free()?,
             // Any port will do, so the kept one does.
@@ -225,6 +233,7 @@ impl Settings {
         }
         ports.check("the API (--port)", self.api_port)?;
         ports.check("control links", self.control_port)?;
+        ports.check("metrics", self.metrics_port)?;
         for zone in &self.zones {
             for number in 1..=self.servers_per_zone {
                 let name = format!("server-{zone}-{number}");
@@ -262,6 +271,10 @@ impl Settings {
 
     pub fn zone_name(&self, letter: &str) -> String {
         format!("{}{letter}", self.region)
+    }
+
+    pub fn metrics_url(&self) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.metrics_port)
     }
 
     pub fn endpoint(&self) -> String {

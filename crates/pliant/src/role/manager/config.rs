@@ -26,6 +26,9 @@ pub(super) struct Config {
     /// Where servers and node managers dial.
     pub listen: SocketAddr,
     pub api_listen: SocketAddr,
+    /// Where Prometheus scrapes `/metrics`, unauthenticated: it names the volumes of all accounts,
+    /// so give an address that only operators reach. Without it metrics are not served.
+    pub metrics_listen: Option<SocketAddr>,
     /// How customers reach the API; by default `http://` and `api_listen`.
     pub api_endpoint: Option<String>,
     /// The metadata store's file. A relative path starts at the configuration file's directory.

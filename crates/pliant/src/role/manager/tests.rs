@@ -27,6 +27,7 @@ const CONFIG: &str = r#"
     zones = ["local-1a", "local-1b"]
     listen = "127.0.0.1:0"
     api_listen = "127.0.0.1:0"
+    metrics_listen = "127.0.0.1:0"
     store = "metadata.sqlite"
     account = "123456789012"
     access_key = "AKIATEST"
@@ -41,32 +42,49 @@ fn config() -> Config {
 struct Running {
     control: SocketAddr,
     api: SocketAddr,
+    metrics: SocketAddr,
     stop: oneshot::Sender<()>,
     ended: JoinHandle<anyhow::Result<()>>,
 }
 
+async fn doors(config: &Config) -> Doors {
+    let free = "a free port";
+    let metrics = config.metrics_listen.expect("configured");
+    Doors {
+        control: bind("control links", config.listen).await.expect(free),
+        api: bind("the API", config.api_listen).await.expect(free),
+        metrics: Some(bind("metrics", metrics).await.expect(free)),
+    }
+}
+
 /// A manager on `store`; it has taken over when this returns.
 async fn start(store: &MemoryStore, config: Config) -> Running {
-    let control = bind("control links", config.listen).await.expect("a free port");
-    let api = bind("the API", config.api_listen).await.expect("a free port");
-    let addresses = (control.local_addr().expect("bound"), api.local_addr().expect("bound"));
+    let doors = doors(&config).await;
+    let address = |listener: &TcpListener| listener.local_addr().expect("bound");
+    let (control, api) = (address(&doors.control), address(&doors.api));
+    let metrics = address(doors.metrics.as_ref().expect("configured"));
     let (stop, stopped) = oneshot::channel();
     let store = Box::new(store.clone());
-    let ended = tokio::spawn(serve(config, store, control, api, async {
+    let ended = tokio::spawn(serve(config, store, doors, async {
         let _ = stopped.await;
     }));
-    let running = Running { control: addresses.0, api: addresses.1, stop, ended };
+    let running = Running { control, api, metrics, stop, ended };
     running.health().await;
     running
 }
 
 impl Running {
-    async fn health(&self) -> BTreeMap<String, serde_json::Value> {
-        let mut stream = TcpStream::connect(self.api).await.expect("connect");
-        let call = b"GET /v1/health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
-        stream.write_all(call).await.expect("send");
+    async fn get(&self, address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connect");
+        let call = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        stream.write_all(call.as_bytes()).await.expect("send");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    async fn health(&self) -> BTreeMap<String, serde_json::Value> {
+        let answer = self.get(self.api, "/v1/health").await;
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
         serde_json::from_str(body).expect("an object")
@@ -221,14 +239,28 @@ async fn a_second_manager_on_the_store_ends_the_first() {
 }
 
 #[tokio::test]
+async fn metrics_are_at_their_own_address_and_nothing_else_is() {
+    let running = start(&MemoryStore::default(), config()).await;
+    let metrics = running.get(running.metrics, "/metrics").await;
+    assert!(metrics.starts_with("HTTP/1.1 200 "), "{metrics}");
+    let content_type = "\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n";
+    assert!(metrics.contains(content_type), "{metrics}");
+    assert!(metrics.contains("\npliant_groups 0\n"), "{metrics}");
+    let other = running.get(running.metrics, "/v1/health").await;
+    assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
+    let by_customers = running.get(running.api, "/metrics").await;
+    assert!(by_customers.starts_with("HTTP/1.1 404 "), "{by_customers}");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_store_of_another_cluster_is_refused() {
     let store = MemoryStore::default();
     start(&store, config()).await.stop().await;
     let mut other = config();
     other.cluster = "other".to_owned();
-    let control = bind("control links", other.listen).await.expect("a free port");
-    let api = bind("the API", other.api_listen).await.expect("a free port");
-    let ended = serve(other, Box::new(store), control, api, std::future::pending()).await;
+    let doors = doors(&other).await;
+    let ended = serve(other, Box::new(store), doors, std::future::pending()).await;
     let error = ended.expect_err("the store is of cluster test");
     assert!(error.to_string().contains("belongs to cluster 'test'"), "{error}");
 }
