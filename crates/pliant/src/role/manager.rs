@@ -138,7 +138,13 @@ async fn serve(
         last_call: 0,
         commits: Commits::start(store, term)?,
     };
+    let stores = first.iter().any(|action| matches!(action, Action::Commit { .. }));
     shell.carry_out(first);
+    if stores {
+        // The root account is there before anybody can ask as it.
+        let commit = shell.commits.committed().await?;
+        shell.handle(Event::Committed { commit });
+    }
 
     let accepting = tokio::spawn(links::accept(control, inputs_in.clone()));
     let door = |listener, door| {
@@ -198,11 +204,15 @@ impl Shell {
                 () = until(deadline) => Some(Event::TimeReached),
             };
             if let Some(event) = event {
-                let mut out = Vec::new();
-                self.machine.handle(self.clock.now(), clock::wall(), event, &mut out);
-                self.carry_out(out);
+                self.handle(event);
             }
         }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let mut out = Vec::new();
+        self.machine.handle(self.clock.now(), clock::wall(), event, &mut out);
+        self.carry_out(out);
     }
 
     /// `None` when it is about a link that the machine has closed.
