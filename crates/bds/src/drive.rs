@@ -142,7 +142,8 @@ impl Drive {
             journal_bytes: self.params.geometry.journal_bytes,
             journal_bytes_used: usage.journal_bytes_used,
             waiting_for_space: usage.waiting_for_space,
-            ..DriveUsage::default()
+            memory_used: usage.memory_bytes,
+            memory_max: usage.memory_bytes_max,
         };
         let state = match self.state {
             State::Opening => DriveState::Opening,

@@ -15,7 +15,7 @@ pub struct IoToken(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpToken(pub u64);
 
-/// How a drive is laid out. Fixed when it is formatted.
+/// How a drive is laid out, which is fixed when it is formatted, and what it may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     pub media: Media,
@@ -23,6 +23,9 @@ pub struct Geometry {
     pub drive_bytes: u64,
     pub journal_bytes: u64,
     pub replicas_max: u32,
+    /// Most memory for what the drive's metadata says, in bytes; not part of the format. What the
+    /// maps leave of it holds pages of descriptors: fewer make random reads cost two.
+    pub memory_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,8 +137,6 @@ pub struct OpenReplica {
     pub replica: ReplicaId,
     pub size: ByteCount,
     pub meta: Bytes,
-    /// The largest `mod_seq` of any of its extents.
-    pub mod_seq_max: ModSeq,
     /// Recovery met damage below what was known to be durable: the content may miss acknowledged
     /// changes, so the replica must be resynced before it counts again. Said at every open until
     /// `SetReplicaMeta`: from then on it is the caller's to remember.
@@ -165,6 +166,8 @@ pub enum OpError {
     BadChecksum,
     #[error("the drive has no space for another replica")]
     Full,
+    #[error("another replica would exceed the {max} bytes of memory that the drive may take")]
+    Memory { max: u64 },
     #[error("the drive is out of service")]
     DriveFailed,
 }
@@ -184,6 +187,13 @@ pub struct Usage {
     pub journal_bytes_used: u64,
     /// Changes that wait for a free slot.
     pub waiting_for_space: u64,
+    /// Of metadata, about, and its bound.
+    pub memory_bytes: u64,
+    pub memory_bytes_max: u64,
+    /// Pages of metadata read since the drive was opened, because memory did not have them.
+    pub pages_read: u64,
+    /// Pages of metadata that were found lost since then.
+    pub pages_lost: u64,
 }
 
 /// Why bytes at the head of a drive are not an engine's.

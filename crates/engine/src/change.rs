@@ -18,7 +18,9 @@ use model::{
 
 use crate::{
     api::{Action, META_BYTES_MAX, OpError, OpToken, Outcome, Request},
+    describe::Inquiry,
     drive::{Drive, Io},
+    read::ReadRequest,
     sabotage::{Sabotage, is_on},
 };
 
@@ -28,6 +30,8 @@ pub struct Entry {
     pub op: OpToken,
     pub replica: ReplicaId,
     pub work: Work,
+    /// Pages that were read for it and stay until it was tried again.
+    pub pins: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -74,19 +78,16 @@ impl Drive {
         let replica = request.replica();
         let work = match request {
             Request::Read { offset, length, .. } => {
-                return self.read(op, replica, offset, length, out);
+                return self.read(op, ReadRequest { replica, offset, length }, out);
             }
             Request::Describe { offset, length, .. } => {
-                let outcome = self.describe(replica, offset, length);
-                return self.complete(op, outcome, out);
+                return self.ask(op, Inquiry::describe(replica, offset, length), out);
             }
             Request::Digest { offset, length, .. } => {
-                let outcome = self.digest(replica, offset, length);
-                return self.complete(op, outcome, out);
+                return self.ask(op, Inquiry::digest(replica, offset, length), out);
             }
             Request::Allocated { offset, length, .. } => {
-                let outcome = self.allocated_blocks(replica, offset, length);
-                return self.complete(op, outcome, out);
+                return self.ask(op, Inquiry::allocated(replica, offset, length), out);
             }
             Request::CreateReplica { size, meta, .. } => {
                 check_row(size, &meta).map(|()| Work::Create { size: size.get(), meta })
@@ -101,7 +102,10 @@ impl Drive {
             Request::Install { units, data, .. } => self.check_install(replica, units, data),
         };
         match work {
-            Ok(work) => self.place_payload(Entry { op, replica, work }, out),
+            Ok(work) => {
+                let pins = Vec::new();
+                self.place_payload(Entry { op, replica, work, pins }, out);
+            }
             Err(error) => self.complete(op, Err(error), out),
         }
     }

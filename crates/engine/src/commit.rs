@@ -32,6 +32,8 @@ enum Stop {
     Full,
     /// It needs a slot and there is none.
     Starved,
+    /// It needs pages that are not in memory.
+    Absent(Vec<u32>),
     Refused(OpError),
 }
 
@@ -44,14 +46,19 @@ impl Drive {
         let mut batch = self.journal.begin();
         let mut ops = Vec::new();
         while let Some(mut entry) = self.queue.pop_front() {
-            match self.make_records(&mut entry, &mut batch) {
+            let made = self.make_records(&mut entry, &mut batch);
+            if let Err(Stop::Full) = made {
+                self.queue.push_front(entry);
+                break;
+            }
+            let pins = std::mem::take(&mut entry.pins);
+            self.unpin(pins);
+            match made {
                 Ok(()) => ops.push(entry.op),
-                Err(Stop::Full) => {
-                    self.queue.push_front(entry);
-                    break;
-                }
                 Err(Stop::Starved) => self.starved.push_back(entry),
+                Err(Stop::Absent(pages)) => self.park_change(entry, pages, out),
                 Err(Stop::Refused(error)) => self.abandon(entry, error, out),
+                Err(Stop::Full) => unreachable!("looked at above"),
             }
         }
         if batch.is_empty() {
@@ -114,8 +121,11 @@ impl Drive {
             Work::Create { .. } if known => Ok(()),
             Work::Create { size, meta } => {
                 let index = self.table.free_row().ok_or(Stop::Refused(OpError::Full))?;
-                let row = ReplicaRow { replica, size: *size, meta: meta.clone() };
-                self.log_row(batch, index, row)
+                if !self.table.admits(*size) {
+                    let max = self.table.memory_max();
+                    return Err(Stop::Refused(OpError::Memory { max }));
+                }
+                self.log_row(batch, index, replica, *size, meta.clone())
             }
             Work::Remove if !known => Ok(()),
             Work::Remove => self.log_remove(batch, replica),
@@ -124,8 +134,7 @@ impl Drive {
                 let old = self.table.replica(replica).expect("known").size;
                 let index = self.table.row_of(replica).expect("known");
                 // Sizes only grow: what a later, smaller one says was decided before.
-                let row = ReplicaRow { replica, size: old.max(*size), meta: meta.clone() };
-                self.log_row(batch, index, row)
+                self.log_row(batch, index, replica, old.max(*size), meta.clone())
             }
             Work::Write(write) => self.log_write(batch, replica, write),
             Work::Zero { mod_seq, offset, end } => {
@@ -135,17 +144,26 @@ impl Drive {
         }
     }
 
-    fn log_row(&mut self, batch: &mut Batch, index: u32, row: ReplicaRow) -> Result<(), Stop> {
-        need(batch, RECORD_LEN_MAX, 0)?;
-        let ReplicaRow { replica, size, meta } = row.clone();
+    fn log_row(
+        &mut self,
+        batch: &mut Batch,
+        index: u32,
+        replica: ReplicaId,
+        size: u64,
+        meta: Bytes,
+    ) -> Result<(), Stop> {
+        self.need(batch, RECORD_LEN_MAX, 0)?;
+        let lsn = batch.next_lsn();
+        let birth = self.table.birth_of(replica, lsn);
+        let row = ReplicaRow { replica, size, birth, meta: meta.clone() };
         Record::Replica { index, replica, size, meta }.put(&mut batch.head);
-        self.table.put_replica(batch.next_lsn(), index, &row);
+        self.table.put_replica(lsn, index, &row);
         batch.added(None);
         Ok(())
     }
 
     fn log_remove(&mut self, batch: &mut Batch, replica: ReplicaId) -> Result<(), Stop> {
-        need(batch, SMALL_RECORD_LEN, 0)?;
+        self.need(batch, SMALL_RECORD_LEN, 0)?;
         let index = self.table.row_of(replica).expect("the caller looked");
         Record::Remove { index, replica }.put(&mut batch.head);
         let lsn = batch.next_lsn();
@@ -201,7 +219,7 @@ impl Drive {
         write: &Write,
     ) -> Result<(), Stop> {
         let blocks = usize::try_from(count).expect("small");
-        need(batch, SMALL_RECORD_LEN + 4 * blocks + 4, count)?;
+        self.need(batch, SMALL_RECORD_LEN + 4 * blocks + 4, count)?;
         let (slot, fresh) = self.slot_for(owner)?;
         let from = write.done / BLOCK_LEN;
         let crcs = &write.crcs[from..from + blocks];
@@ -229,12 +247,39 @@ impl Drive {
         }
     }
 
-    /// The extent's slot, or a fresh one.
+    /// The extent's slot, or a fresh one. The pages that say what is in it are in memory.
     fn slot_for(&mut self, owner: Owner) -> Result<(u32, bool), Stop> {
-        match self.table.slot_of(owner) {
-            Some(slot) => Ok((slot, false)),
-            None => self.space.take().map(|slot| (slot, true)).ok_or(Stop::Starved),
+        if let Some(slot) = self.table.slot_of(owner) {
+            self.have(&[self.table.descriptor_page(slot)])?;
+            return Ok((slot, false));
         }
+        let slot = self.space.take().ok_or(Stop::Starved)?;
+        let pages = [self.table.descriptor_page(slot), self.table.owner_page(slot)];
+        let have = self.have(&pages);
+        if have.is_err() {
+            self.space.put_back(slot);
+        }
+        have.map(|()| (slot, true))
+    }
+
+    fn have(&self, pages: &[u32]) -> Result<(), Stop> {
+        if self.lacks(pages) { Err(Stop::Absent(pages.to_vec())) } else { Ok(()) }
+    }
+
+    /// The pages that change when the extent moves to `slot`.
+    fn have_for_place(&self, owner: Owner, slot: u32) -> Result<(), Stop> {
+        let of = |slot| [self.table.descriptor_page(slot), self.table.owner_page(slot)];
+        match self.table.slot_of(owner) {
+            Some(old) => self.have(&[of(slot), of(old)].concat()),
+            None => self.have(&of(slot)),
+        }
+    }
+
+    /// Whether the batch takes such a record, and memory the pages that it may change.
+    fn need(&mut self, batch: &Batch, record_len: usize, blocks: u32) -> Result<(), Stop> {
+        let many = self.table.dirty_pages() >= self.table.dirty_max();
+        self.writeback.wanted |= many;
+        if batch.fits(record_len, blocks) && !many { Ok(()) } else { Err(Stop::Full) }
     }
 
     fn log_placed_write(
@@ -243,7 +288,9 @@ impl Drive {
         owner: Owner,
         write: &mut Write,
     ) -> Result<(), Stop> {
-        need(batch, RECORD_LEN_MAX, 0)?;
+        self.need(batch, RECORD_LEN_MAX, 0)?;
+        let &(_, slot) = write.placed.first().expect("the caller looked");
+        self.have_for_place(owner, slot)?;
         let from = write.done / BLOCK_LEN;
         let blocks = usize::try_from(UNIT_BLOCKS).expect("small");
         let units = (0..self.layout.slot_units())
@@ -255,7 +302,7 @@ impl Drive {
                 crcs: crcs.to_vec(),
             })
             .collect();
-        let (_, slot) = write.placed.remove(0);
+        write.placed.remove(0);
         self.log_place(batch, owner, slot, units);
         Ok(())
     }
@@ -313,17 +360,24 @@ impl Drive {
         first: u32,
         count: u32,
     ) -> Result<(), Stop> {
-        need(batch, SMALL_RECORD_LEN, 0)?;
-        let descriptor = self.table.descriptor(slot);
-        let (mut touched, mut left) = (false, false);
-        for unit in 0..self.layout.slot_units() {
-            let inside = inside(unit, first, count);
-            let valid = descriptor.valid(unit);
-            touched |= valid != 0 && inside != 0;
-            left |= valid & !inside != 0;
+        self.need(batch, SMALL_RECORD_LEN, 0)?;
+        let (mut touched, mut left) = (true, false);
+        if count < self.layout.slot_blocks {
+            self.have(&[self.table.descriptor_page(slot)])?;
+            let descriptor = self.table.descriptor(slot);
+            touched = false;
+            for unit in 0..self.layout.slot_units() {
+                let inside = inside(unit, first, count);
+                let valid = descriptor.valid(unit);
+                touched |= valid != 0 && inside != 0;
+                left |= valid & !inside != 0;
+            }
         }
         if !touched {
             return Ok(());
+        }
+        if !left {
+            self.have(&[self.table.owner_page(slot)])?;
         }
         let lsn = batch.next_lsn();
         if left {
@@ -373,14 +427,16 @@ impl Drive {
         group: usize,
         install: &mut Install,
     ) -> Result<(), Stop> {
-        need(batch, RECORD_LEN_MAX, 0)?;
+        self.need(batch, RECORD_LEN_MAX, 0)?;
+        let &(_, slot) = install.placed.first().expect("the caller looked");
+        self.have_for_place(owner, slot)?;
         let units: Vec<PlacedUnit> = install.units[install.next..install.next + group]
             .iter()
             .map(|meta| self.placed_unit(meta))
             .filter(|placed| placed.valid != 0)
             .collect();
         let blocks: usize = units.iter().map(|placed| placed.crcs.len()).sum();
-        let (_, slot) = install.placed.remove(0);
+        install.placed.remove(0);
         self.log_place(batch, owner, slot, units);
         install.next += group;
         install.data_done += blocks * BLOCK_LEN;
@@ -410,7 +466,7 @@ impl Drive {
             install.next += 1;
             return Ok(());
         }
-        need(batch, RECORD_LEN_MAX, placed.valid.count_ones())?;
+        self.need(batch, RECORD_LEN_MAX, placed.valid.count_ones())?;
         let (slot, fresh) = self.slot_for(owner)?;
         let len = placed.crcs.len() * BLOCK_LEN;
         let data = install.data.slice(install.data_done..install.data_done + len);
@@ -435,10 +491,6 @@ impl Drive {
         let block = u32::try_from(offset % slot_bytes / BLOCK).expect("within a slot");
         (extent, block)
     }
-}
-
-fn need(batch: &Batch, record_len: usize, blocks: u32) -> Result<(), Stop> {
-    if batch.fits(record_len, blocks) { Ok(()) } else { Err(Stop::Full) }
 }
 
 /// Which blocks of a unit lie among `count` blocks of its slot from `first` on.

@@ -1,6 +1,7 @@
-//! Questions that memory answers: which units hold data, and their digest.
+//! Questions that metadata answers: which units hold data, and their digest.
 //!
-//! Invariant: the answers depend on what the replica holds, never on the drive's media or layout.
+//! Invariants: a unit is described as it is at one moment, and units in order; the answers depend on
+//! what the replica holds, never on the drive's media or layout.
 
 use bytes::Bytes;
 use format::{
@@ -10,84 +11,159 @@ use format::{
 use model::{id::ReplicaId, units::BLOCK};
 
 use crate::{
-    api::{OpError, Outcome},
+    api::{Action, OpError, OpToken, Outcome},
     drive::Drive,
+    fetch::{PAGES_MAX, Waiting},
 };
 
-impl Drive {
-    pub fn describe(
-        &self,
-        replica: ReplicaId,
-        offset: u64,
-        length: u64,
-    ) -> Result<Outcome, OpError> {
-        self.check_range(replica, offset, length)?;
-        let mut units = Vec::new();
-        self.for_each_unit(replica, offset, length, |meta| units.push(meta));
-        Ok(Outcome::Described { units })
+/// A question about a range of a replica, and the answer so far.
+#[derive(Debug)]
+pub struct Inquiry {
+    replica: ReplicaId,
+    offset: u64,
+    length: u64,
+    /// Where the units begin that were not looked at.
+    next: u64,
+    /// It takes more than one wait: what can be answered is, before pages go again.
+    split: bool,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Units(Vec<UnitMeta>),
+    Digest(u64),
+    /// One bit a block; made when the range is known to be legal.
+    Bitmap(Vec<u8>),
+}
+
+impl Inquiry {
+    pub fn describe(replica: ReplicaId, offset: u64, length: u64) -> Self {
+        Self::new(replica, offset, length, Answer::Units(Vec::new()))
     }
 
-    pub fn digest(&self, replica: ReplicaId, offset: u64, length: u64) -> Result<Outcome, OpError> {
-        self.check_range(replica, offset, length)?;
-        let mut digest = 0;
-        self.for_each_unit(replica, offset, length, |meta| digest = fold(digest, &meta));
-        Ok(Outcome::Digest { digest })
+    pub fn digest(replica: ReplicaId, offset: u64, length: u64) -> Self {
+        Self::new(replica, offset, length, Answer::Digest(0))
     }
 
-    pub fn allocated_blocks(
-        &self,
-        replica: ReplicaId,
-        offset: u64,
-        length: u64,
-    ) -> Result<Outcome, OpError> {
-        self.check_range(replica, offset, length)?;
-        let bytes = usize::try_from((length / BLOCK).div_ceil(8)).expect("replicas are bounded");
-        let mut bitmap = vec![0u8; bytes];
-        self.for_each_unit(replica, offset, length, |meta| {
-            let valid = u16::from_le_bytes([meta.valid[0], meta.valid[1]]);
-            for block in (0..UNIT_BLOCKS).filter(|b| valid >> b & 1 == 1) {
-                let at = meta.offset + u64::from(block) * BLOCK;
-                if at >= offset && at < offset + length {
-                    let index = (at - offset) / BLOCK;
-                    bitmap[usize::try_from(index / 8).expect("fits")] |= 1 << (index % 8);
+    pub fn allocated(replica: ReplicaId, offset: u64, length: u64) -> Self {
+        Self::new(replica, offset, length, Answer::Bitmap(Vec::new()))
+    }
+
+    fn new(replica: ReplicaId, offset: u64, length: u64, answer: Answer) -> Self {
+        Self { replica, offset, length, next: offset, split: false, answer }
+    }
+
+    fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    fn visit(&mut self, meta: UnitMeta) {
+        match &mut self.answer {
+            Answer::Units(units) => units.push(meta),
+            Answer::Digest(digest) => *digest = fold(*digest, &meta),
+            Answer::Bitmap(bitmap) => {
+                let valid = u16::from_le_bytes([meta.valid[0], meta.valid[1]]);
+                for block in (0..UNIT_BLOCKS).filter(|b| valid >> b & 1 == 1) {
+                    let at = meta.offset + u64::from(block) * BLOCK;
+                    if at >= self.offset && at < self.offset + self.length {
+                        let index = (at - self.offset) / BLOCK;
+                        bitmap[usize::try_from(index / 8).expect("fits")] |= 1 << (index % 8);
+                    }
                 }
             }
-        });
-        Ok(Outcome::Allocated { bitmap: Bytes::from(bitmap) })
-    }
-
-    /// The units that overlap the range and hold data, in order.
-    fn for_each_unit(
-        &self,
-        replica: ReplicaId,
-        offset: u64,
-        length: u64,
-        mut visit: impl FnMut(UnitMeta),
-    ) {
-        if length == 0 {
-            return;
         }
-        let unit_bytes = u64::from(UNIT_BYTES);
-        let (first, _) = self.extent_and_block(offset);
-        let (last, _) = self.extent_and_block(offset + length - 1);
-        for (extent, slot) in self.table.extents(replica, first, last) {
-            let descriptor = self.table.descriptor(slot);
-            for unit in 0..self.layout.slot_units() {
-                let at =
-                    u64::from(extent) * self.layout.slot_bytes() + u64::from(unit) * unit_bytes;
-                let valid = descriptor.valid(unit);
-                if valid == 0 || at + unit_bytes <= offset || at >= offset + length {
-                    continue;
-                }
-                let blocks = (0..UNIT_BLOCKS).filter(|b| valid >> b & 1 == 1);
-                let crcs = blocks.map(|b| descriptor.crc(unit * UNIT_BLOCKS + b)).collect();
-                visit(UnitMeta {
-                    offset: at,
-                    mod_seq: descriptor.mod_seq(unit),
-                    valid: valid.to_le_bytes().to_vec(),
-                    crcs,
-                });
+    }
+
+    fn outcome(self) -> Outcome {
+        match self.answer {
+            Answer::Units(units) => Outcome::Described { units },
+            Answer::Digest(digest) => Outcome::Digest { digest },
+            Answer::Bitmap(bitmap) => Outcome::Allocated { bitmap: Bytes::from(bitmap) },
+        }
+    }
+}
+
+impl Drive {
+    pub fn ask(&mut self, op: OpToken, mut inquiry: Inquiry, out: &mut Vec<Action>) {
+        let checked = self.check_range(inquiry.replica, inquiry.offset, inquiry.length);
+        if let Err(error) = checked {
+            return self.complete(op, Err(error), out);
+        }
+        if let Answer::Bitmap(bitmap) = &mut inquiry.answer {
+            let bytes = (inquiry.length / BLOCK).div_ceil(8);
+            bitmap.resize(usize::try_from(bytes).expect("replicas are bounded"), 0);
+        }
+        self.inquire(op, inquiry, out);
+    }
+
+    /// Goes on until a page is missing. Where the whole range is described by fewer pages than one
+    /// request may wait for, the answer is of one moment.
+    pub fn inquire(&mut self, op: OpToken, mut inquiry: Inquiry, out: &mut Vec<Action>) {
+        if self.table.replica(inquiry.replica).is_none() {
+            return self.complete(op, Err(OpError::UnknownReplica), out);
+        }
+        let pages = self.pages_left(&inquiry);
+        inquiry.split |= pages.len() == PAGES_MAX;
+        if inquiry.split || !self.lacks(&pages) {
+            self.visit_known(&mut inquiry);
+        }
+        if inquiry.next < inquiry.end() {
+            let pages = self.pages_left(&inquiry);
+            return self.park(op, Waiting::Inquiry(inquiry), pages, out);
+        }
+        self.complete(op, Ok(inquiry.outcome()), out);
+    }
+
+    /// The extents that were not looked at.
+    fn extents_left(&self, inquiry: &Inquiry) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let is_done = inquiry.next == inquiry.end();
+        let (first, _) = self.extent_and_block(inquiry.next);
+        let (last, _) = self.extent_and_block(inquiry.end().saturating_sub(1));
+        let extents = self.table.extents(inquiry.replica, first, last.max(first));
+        extents.filter(move |_| !is_done)
+    }
+
+    fn pages_left(&self, inquiry: &Inquiry) -> Vec<u32> {
+        self.pages_of(self.extents_left(inquiry).map(|(_, slot)| slot))
+    }
+
+    /// Looks at the extents before the first one whose page is absent.
+    fn visit_known(&self, inquiry: &mut Inquiry) {
+        let mut absent = None;
+        let mut known = Vec::new();
+        for (extent, slot) in self.extents_left(inquiry) {
+            let start = u64::from(extent) * self.layout.slot_bytes();
+            if self.table.is_absent(self.table.descriptor_page(slot)) {
+                absent = Some(start.max(inquiry.next));
+                break;
             }
+            known.push((start, slot));
+        }
+        for (start, slot) in known {
+            self.visit_extent(inquiry, start, slot);
+        }
+        inquiry.next = absent.unwrap_or(inquiry.end());
+    }
+
+    /// The units of the extent that overlap the range and hold data, in order.
+    fn visit_extent(&self, inquiry: &mut Inquiry, start: u64, slot: u32) {
+        let unit_bytes = u64::from(UNIT_BYTES);
+        let descriptor = self.table.descriptor(slot);
+        for unit in 0..self.layout.slot_units() {
+            let at = start + u64::from(unit) * unit_bytes;
+            let valid = descriptor.valid(unit);
+            if valid == 0 || at + unit_bytes <= inquiry.offset || at >= inquiry.end() {
+                continue;
+            }
+            let blocks = (0..UNIT_BLOCKS).filter(|b| valid >> b & 1 == 1);
+            let crcs = blocks.map(|b| descriptor.crc(unit * UNIT_BLOCKS + b)).collect();
+            inquiry.visit(UnitMeta {
+                offset: at,
+                mod_seq: descriptor.mod_seq(unit),
+                valid: valid.to_le_bytes().to_vec(),
+                crcs,
+            });
         }
     }
 }

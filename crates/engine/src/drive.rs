@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     api::{Action, DriveError, Event, IoToken, OpError, OpToken, Outcome, Usage},
     change::{Entry, Placing},
+    fetch::Fetching,
     journal::{Journal, Tail},
     overlay::{Key, Overlay},
     read::{Readers, Reading},
@@ -29,6 +30,8 @@ use crate::{
 pub struct Drive {
     pub layout: Layout,
     pub superblock: Superblock,
+    /// The last one that any page carries: later ones begin behind it.
+    pub checkpoint: u64,
     pub table: Table,
     pub overlay: Overlay,
     pub space: Space,
@@ -41,6 +44,8 @@ pub struct Drive {
     pub starved: VecDeque<Entry>,
     /// Changes whose payload is being written to its slots.
     pub placing: BTreeMap<OpToken, Placing>,
+    /// Requests that wait for pages.
+    pub fetching: Fetching,
     /// Completed by the batch that is being written.
     pub batch: Option<Vec<OpToken>>,
     pub reading: BTreeMap<OpToken, Reading>,
@@ -68,7 +73,9 @@ pub enum Io {
         piece: usize,
     },
     Home(Vec<(Key, u64)>),
-    Page,
+    Page(u32),
+    /// A page of metadata, to be looked at.
+    Fetch(u32),
     Flush,
     Superblock(Tail),
 }
@@ -112,6 +119,7 @@ impl Ios {
 pub struct Parts {
     pub layout: Layout,
     pub superblock: Superblock,
+    pub checkpoint: u64,
     pub table: Table,
     pub overlay: Overlay,
     pub space: Space,
@@ -121,10 +129,11 @@ pub struct Parts {
 
 impl Drive {
     pub fn new(parts: Parts) -> Self {
-        let Parts { layout, superblock, table, overlay, space, journal, ios } = parts;
+        let Parts { layout, superblock, checkpoint, table, overlay, space, journal, ios } = parts;
         Self {
             layout,
             superblock,
+            checkpoint,
             table,
             overlay,
             space,
@@ -134,6 +143,7 @@ impl Drive {
             queue: VecDeque::new(),
             starved: VecDeque::new(),
             placing: BTreeMap::new(),
+            fetching: Fetching::default(),
             batch: None,
             reading: BTreeMap::new(),
             readers: Readers::default(),
@@ -151,6 +161,7 @@ impl Drive {
             }
             Event::DriveRead { token, result } => match self.ios.finished(token) {
                 Io::Read { op, piece } => self.read_arrived(op, piece, result, out),
+                Io::Fetch(page) => self.page_arrived(page, result, out),
                 other => unreachable!("a read completed {other:?}"),
             },
             Event::DriveWritten { token, result } | Event::DriveFlushed { token, result } => {
@@ -178,10 +189,13 @@ impl Drive {
             Io::Batch => self.batch_written(now, out),
             Io::Payload(op) => self.payload_written(op),
             Io::Home(blocks) => self.home_written(blocks),
-            Io::Page => self.writeback.page_written(),
+            Io::Page(page) => {
+                self.table.page_written(page);
+                self.writeback.page_written();
+            }
             Io::Flush => self.writeback.flushed(),
             Io::Superblock(tail) => self.superblock_written(tail),
-            Io::Read { .. } => unreachable!("a write completed a read"),
+            Io::Read { .. } | Io::Fetch(_) => unreachable!("a write completed a read"),
         }
     }
 
@@ -229,6 +243,10 @@ impl Drive {
             slots_used: self.table.slots_used(),
             journal_bytes_used: self.journal.used(),
             waiting_for_space: u64::try_from(self.starved.len()).expect("fits"),
+            memory_bytes: self.table.memory(),
+            memory_bytes_max: self.table.memory_max(),
+            pages_read: self.fetching.pages_read(),
+            pages_lost: self.table.lost_pages(),
         }
     }
 
@@ -250,8 +268,8 @@ impl Io {
         match self {
             Self::Batch => "writing the journal",
             Self::Payload(_) | Self::Home(_) => "writing data",
-            Self::Read { .. } => "reading",
-            Self::Page => "writing metadata",
+            Self::Read { .. } | Self::Fetch(_) => "reading",
+            Self::Page(_) => "writing metadata",
             Self::Flush => "flushing",
             Self::Superblock(_) => "writing a superblock",
         }

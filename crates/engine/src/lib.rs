@@ -9,6 +9,7 @@ mod change;
 mod commit;
 mod describe;
 mod drive;
+mod fetch;
 mod journal;
 mod machine;
 mod open;

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use format::disk::{DriveShape, Layout};
+use format::disk::{DriveShape, FormatVersion, Layout};
 use model::{
     id::{DriveIdentity, ReplicaId},
     time::Instant,
@@ -45,11 +45,11 @@ impl Engine {
         _now: Instant,
         out: &mut Vec<Action>,
     ) -> Result<Self, OpenError> {
-        let Geometry { media, drive_bytes, journal_bytes, replicas_max } = geometry;
+        let Geometry { media, drive_bytes, journal_bytes, replicas_max, memory_bytes } = geometry;
         let shape = DriveShape { media, drive_bytes, journal_bytes, replicas_max };
-        let layout =
-            Layout::of(&shape).map_err(|wanted| OpenError::TooSmall { drive_bytes, wanted })?;
-        let opening = Box::new(Opening::begin(shape, layout, seed, out));
+        let layout = Layout::of(&shape, FormatVersion::V2)
+            .map_err(|wanted| OpenError::TooSmall { drive_bytes, wanted })?;
+        let opening = Box::new(Opening::begin(shape, layout, memory_bytes, seed, out));
         Ok(Self { phase: Phase::Opening { opening, early: VecDeque::new() } })
     }
 
@@ -135,6 +135,15 @@ impl Engine {
     pub(crate) fn want_cycle(&mut self) {
         if let Phase::Open(drive) = &mut self.phase {
             drive.writeback.wanted = true;
+        }
+    }
+
+    /// How the drive was formatted.
+    #[cfg(test)]
+    pub(crate) fn format_version(&self) -> Option<FormatVersion> {
+        match &self.phase {
+            Phase::Open(drive) => Some(drive.layout.version),
+            Phase::Opening { .. } | Phase::OutOfService => None,
         }
     }
 

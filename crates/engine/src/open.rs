@@ -1,7 +1,8 @@
 //! Opening a drive: format it if it is blank, else recover what it holds.
 //!
 //! Decides: which superblock, page halves and batches count, and what may have been lost.
-//! Does not: apply records (`replay`).
+//! Does not: apply records (`replay`), or read more pages than the records change, but for the
+//! replica table and the maps.
 //! Invariants: a drive with content that is not ours is never written to; a batch is dropped only
 //! if nothing says that it was durable; before the drive is open, everything that counts is
 //! durable, and what was dropped can never count again.
@@ -9,11 +10,11 @@
 mod blank;
 mod chain;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use format::disk::{
-    BLOCK_LEN, DriveShape, DriveUuid, Layout, SUPERBLOCKS_BYTES, Superblock,
+    BLOCK_LEN, DriveShape, DriveUuid, FormatVersion, Layout, SUPERBLOCKS_BYTES, Superblock,
     page::{PageHeader, PageKind, decode_page, fingerprint},
 };
 use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
@@ -23,7 +24,9 @@ use crate::{
     drive::{Drive, Ios, Parts},
     journal::{Found, Journal, Span, Tail, batch_start},
     replay::{Batch, Relied, Replay},
+    sabotage::{Sabotage, is_on},
     space::Space,
+    table::{Fetched, Recovered},
 };
 
 /// Bytes read or written at once.
@@ -31,11 +34,14 @@ const STEP_BYTES: u32 = 1 << 20;
 /// How far behind the journal's end later batches are looked for. One begins at most
 /// `BATCH_BYTES_MAX` behind another.
 const SCAN_BYTES_MAX: u64 = 64 << 20;
+/// Single pages read at once.
+const LOADS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub struct Opening {
     shape: DriveShape,
     layout: Layout,
+    memory_max: u64,
     seed: u64,
     token: u64,
     step: Step,
@@ -53,7 +59,7 @@ pub enum Progress {
     Open { drive: Box<Drive>, replicas: Vec<OpenReplica> },
 }
 
-/// What is under way: always one drive action.
+/// What is under way: always one drive action, but while pages are loaded.
 #[derive(Debug)]
 enum Step {
     Superblocks,
@@ -67,6 +73,7 @@ enum Step {
     Chain,
     Scan { at: u64, left: u64 },
     Verify { left: Vec<Relied> },
+    Load { left: Vec<u32>, reading: BTreeMap<IoToken, u32> },
     WipeBatch,
     Flush,
     Superblock,
@@ -89,16 +96,23 @@ struct Chain {
 }
 
 impl Opening {
-    pub fn begin(shape: DriveShape, layout: Layout, seed: u64, out: &mut Vec<Action>) -> Self {
+    pub fn begin(
+        shape: DriveShape,
+        layout: Layout,
+        memory_max: u64,
+        seed: u64,
+        out: &mut Vec<Action>,
+    ) -> Self {
         let uuid = DriveUuid([0; 16]);
         let mut opening = Self {
             shape,
             layout,
+            memory_max,
             seed,
             token: 0,
             step: Step::Superblocks,
             superblock: fresh_superblock(uuid, shape),
-            replay: Replay::new(layout),
+            replay: Replay::new(layout, memory_max),
             fingerprint: 0,
             checkpoint_seen: 0,
             chain: Chain::default(),
@@ -109,7 +123,6 @@ impl Opening {
     }
 
     pub fn handle(&mut self, event: Event, out: &mut Vec<Action>) -> Progress {
-        let expected = IoToken(self.token - 1);
         let (token, result) = match event {
             Event::DriveRead { token, result } => (token, result),
             Event::DriveWritten { token, result } | Event::DriveFlushed { token, result } => {
@@ -117,11 +130,15 @@ impl Opening {
             }
             Event::Requested { .. } | Event::TimeReached => unreachable!("the engine keeps these"),
         };
-        assert_eq!(token, expected, "one action at a time while opening");
-        match result {
-            Ok(bytes) => self.advance(bytes, out),
-            Err(error) => Progress::Failed(format!("{error} while opening")),
+        let bytes = match result {
+            Ok(bytes) => bytes,
+            Err(error) => return Progress::Failed(format!("{error} while opening")),
+        };
+        if let Step::Load { .. } = self.step {
+            return self.take_loaded(token, &bytes, out);
         }
+        assert_eq!(token, IoToken(self.token - 1), "one action at a time");
+        self.advance(bytes, out)
     }
 
     fn advance(&mut self, bytes: Bytes, out: &mut Vec<Action>) -> Progress {
@@ -140,6 +157,7 @@ impl Opening {
                 self.step = Step::Pages { first, a: Some(bytes) };
             }
             Step::Pages { first, a: Some(a) } => self.take_pages(first, &a, &bytes, out),
+            Step::Load { .. } => unreachable!("the caller looked"),
             Step::Chain => self.take_window(&bytes, out),
             Step::Scan { at, left } => self.take_scan(at, left, &bytes, out),
             Step::Verify { left } => self.take_verify(left, &bytes, out),
@@ -167,10 +185,17 @@ impl Opening {
             let text = format!("found {:?}, configured {:?}", found.shape, self.shape);
             return Progress::Failed(OpenError::Geometry(text).to_string());
         }
-        if found.pages_written > self.layout.descriptor_pages {
-            return Progress::Failed("the superblock names pages that do not exist".into());
+        if found.version != self.layout.version {
+            match Layout::of(&self.shape, found.version) {
+                Ok(layout) => self.layout = layout,
+                Err(_) => return Progress::Failed("no drive of this size has its version".into()),
+            }
+            self.replay = Replay::new(self.layout, self.memory_max);
         }
         self.superblock = found;
+        if self.pages_end() > self.layout.pages_read_at_open() {
+            return Progress::Failed("the superblock names pages that do not exist".into());
+        }
         self.replay.table.expect_pages(found.pages_written);
         self.read_pages(0, out);
         Progress::More
@@ -182,9 +207,9 @@ impl Opening {
         step(u64::from(self.pages_end() - first) * BLOCK)
     }
 
-    /// Behind the last page that was ever written.
+    /// Behind the last page to be read that was ever written.
     fn pages_end(&self) -> u32 {
-        self.layout.replica_pages + self.superblock.pages_written
+        self.layout.replica_pages.saturating_add(self.superblock.pages_written)
     }
 
     fn read_pages(&mut self, first: u32, out: &mut Vec<Action>) {
@@ -214,26 +239,77 @@ impl Opening {
 
     fn take_page(&mut self, page: u32, halves: [&[u8]; 2]) {
         let uuid = self.superblock.uuid;
-        let is_row = page < self.layout.replica_pages;
-        let kind = if is_row { PageKind::Replica } else { PageKind::Descriptors };
+        let kind = self.layout.kind_of(page);
         let decoded = halves.map(|half| decode_page(uuid, kind, page, half).ok());
+        for (header, _) in decoded.iter().flatten() {
+            // It was written when its records were durable, whether or not it counts.
+            self.chain.known_durable = self.chain.known_durable.max(header.lsn);
+            self.checkpoint_seen = self.checkpoint_seen.max(header.checkpoint);
+        }
         let counted = newest(&decoded, self.superblock.checkpoint);
         if let Some(half) = counted {
             self.fingerprint ^= fingerprint(halves[half]);
         }
-        let Some(half) = newest(&decoded, u64::MAX) else {
-            // Never written, or its first write was torn. Had it counted, the fingerprint would
-            // tell.
-            if !halves.iter().all(|half| is_zero(half)) {
-                self.replay.table.load_lost(page);
-            }
-            return;
-        };
+        let last = newest(&decoded, u64::MAX);
+        // A map that was written after the superblock may name halves that were lost in the crash.
+        let is_strict = kind == PageKind::Map && !is_on(Sabotage::LeftOverMapCounts);
+        let chosen = if is_strict { counted } else { last };
+        let is_left_over = last != counted || last.is_none() && !halves.iter().all(|h| is_zero(h));
+        if is_left_over {
+            self.replay.table.rewrite(page);
+        }
+        // Never written, or its first write was torn. Had it counted, the fingerprint would tell.
+        let Some(half) = chosen else { return };
         let (header, body) = decoded[half].expect("it was chosen because it is valid");
-        self.chain.known_durable = self.chain.known_durable.max(header.lsn);
-        self.checkpoint_seen = self.checkpoint_seen.max(header.checkpoint);
-        let half_number = u8::try_from(half).expect("0 or 1");
-        self.replay.damaged |= !self.replay.table.load(&header, half_number, halves[half], body);
+        // In version 1 the newest half counts from now on. In version 2 it is written over.
+        let kept = if self.layout.version == FormatVersion::V1 { last } else { counted };
+        let kept =
+            kept.map(|half| (u8::try_from(half).expect("0 or 1"), fingerprint(halves[half])));
+        self.replay.damaged |= !self.replay.table.load(&header, kept, body);
+    }
+
+    // Pages that records change.
+
+    /// Then the batches are applied.
+    fn load_wanted(&mut self, out: &mut Vec<Action>) {
+        let left: Vec<u32> = self.replay.wants().into_iter().rev().collect();
+        let reading = BTreeMap::new();
+        self.step = Step::Load { left, reading };
+        self.load_more(out);
+    }
+
+    fn load_more(&mut self, out: &mut Vec<Action>) {
+        loop {
+            let Step::Load { left, reading } = &mut self.step else { unreachable!("the caller's") };
+            if reading.len() == LOADS_MAX {
+                return;
+            }
+            let Some(page) = left.pop() else { break };
+            let place = self.replay.table.table.place_on_drive(page).expect("it is absent");
+            reading.insert(IoToken(self.token), page);
+            self.read(place, BLOCK_BYTES, out);
+        }
+        if let Step::Load { left, reading } = &self.step
+            && left.is_empty()
+            && reading.is_empty()
+        {
+            self.replay.apply_all();
+            self.settle(out);
+        }
+    }
+
+    fn take_loaded(&mut self, token: IoToken, bytes: &Bytes, out: &mut Vec<Action>) -> Progress {
+        let Step::Load { reading, .. } = &mut self.step else { unreachable!("the caller looked") };
+        let page = reading.remove(&token).expect("a completion answers what is under way");
+        let table = &mut self.replay.table.table;
+        let fetched = table.fetched(self.superblock.uuid, page, Some(bytes));
+        if fetched == Fetched::Lost && page < self.layout.first_descriptor_page() {
+            return Progress::Failed(
+                "the drive returned a page and then another in its place".into(),
+            );
+        }
+        self.load_more(out);
+        Progress::More
     }
 }
 
@@ -258,8 +334,13 @@ impl Opening {
     fn write_superblock(&mut self, out: &mut Vec<Action>) {
         let chain = &self.chain;
         let superblock = &mut self.superblock;
-        superblock.checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
-        superblock.pages_fingerprint = self.replay.table.fingerprint();
+        if superblock.version == FormatVersion::V1 {
+            superblock.checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
+            superblock.pages_fingerprint = self.replay.table.table.fingerprint();
+        } else {
+            // What was written since does not count yet, and is written again before it would.
+            superblock.pages_fingerprint = self.fingerprint;
+        }
         superblock.durable_lsn = chain.applied_lsn;
         if self.replay.damaged {
             let highest = chain.highest_seen.max(chain.known_durable).max(chain.applied_lsn);
@@ -272,13 +353,18 @@ impl Opening {
 
     fn open(&mut self) -> Progress {
         let layout = self.layout;
-        let replay = std::mem::replace(&mut self.replay, Replay::new(layout));
-        let Replay { mut table, mut overlay, stale, damaged, .. } = replay;
-        let used = table.index();
+        let replay = std::mem::replace(&mut self.replay, Replay::new(layout, self.memory_max));
+        let Replay { table, mut overlay, mut stale, damaged, .. } = replay;
+        let Recovered { table, used, stale: contradicted } = table.finish();
+        stale.extend(contradicted);
         if damaged {
             // Pages may be newer than the last batch that was found.
+            let is_used = |slot: u32| {
+                let word = used[usize::try_from(slot / 64).expect("fits memory")];
+                word >> (slot % 64) & 1 == 1 && !table.is_absent(table.descriptor_page(slot))
+            };
             overlay.retain(|key, block| {
-                let owned = used.contains(&key.slot).then(|| table.descriptor(key.slot));
+                let owned = is_used(key.slot).then(|| table.descriptor(key.slot));
                 owned.is_some_and(|descriptor| {
                     let crc = descriptor.crc(key.block);
                     descriptor.is_valid(key.block) && crc == crc32c::crc32c(&block.data)
@@ -303,13 +389,13 @@ impl Opening {
                 replica: id,
                 size: ByteCount::new(row.size),
                 meta: row.meta.clone(),
-                mod_seq_max: table.mod_seq_max(id),
                 stale: stale.contains(&id) || table.row_lsn(id) <= superblock.stale_lsn,
             })
             .collect();
         let space = Space::new(layout.slots, &used);
         let ios = Ios::after(self.token);
-        let parts = Parts { layout, superblock, table, overlay, space, journal, ios };
+        let checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
+        let parts = Parts { layout, superblock, checkpoint, table, overlay, space, journal, ios };
         Progress::Open { drive: Box::new(Drive::new(parts)), replicas }
     }
 
@@ -350,6 +436,7 @@ fn newest(halves: &[Option<(PageHeader, &[u8])>; 2], checkpoint: u64) -> Option<
 
 fn fresh_superblock(uuid: DriveUuid, shape: DriveShape) -> Superblock {
     Superblock {
+        version: FormatVersion::V2,
         uuid,
         shape,
         sequence: 0,

@@ -1,8 +1,8 @@
 //! Reads: memory first, then the drive, every block against its checksum.
 //!
-//! Invariant: what is returned matches the checksums the table holds when it is returned. Bytes
-//! that do not match are reported as damage only if nothing changed the slot since the read was
-//! issued; otherwise the read is planned again.
+//! Invariant: what is returned matches the checksums that the table held when the read was planned,
+//! so it is what the blocks held then, or later. Bytes that do not match are reported as damage
+//! only if nothing changed the slot since; otherwise the read is planned again.
 
 use std::collections::BTreeMap;
 
@@ -17,15 +17,21 @@ use model::{
 use crate::{
     api::{Action, DriveError, OpError, OpToken, Outcome},
     drive::{Drive, Io},
+    fetch::Waiting,
 };
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
+#[derive(Debug, Clone, Copy)]
+pub struct ReadRequest {
+    pub replica: ReplicaId,
+    pub offset: u64,
+    pub length: u32,
+}
+
 #[derive(Debug)]
 pub struct Reading {
-    replica: ReplicaId,
-    offset: u64,
-    length: u32,
+    request: ReadRequest,
     /// Records up to this one had been applied when the read was planned.
     planned_lsn: u64,
     /// Drive reads that have not come back.
@@ -42,11 +48,12 @@ enum Piece {
     },
     Drive {
         slot: u32,
-        owner: Owner,
         first: u32,
-        count: u32,
+        crcs: Vec<u32>,
         data: Option<Bytes>,
     },
+    /// Blocks of which nothing is known: as if read, and damaged.
+    Lost,
 }
 
 /// Slots that are being read, and when each changed last since the first of its reads began.
@@ -92,14 +99,8 @@ enum Verdict {
 }
 
 impl Drive {
-    pub fn read(
-        &mut self,
-        op: OpToken,
-        replica: ReplicaId,
-        offset: u64,
-        length: u32,
-        out: &mut Vec<Action>,
-    ) {
+    pub fn read(&mut self, op: OpToken, request: ReadRequest, out: &mut Vec<Action>) {
+        let ReadRequest { replica, offset, length } = request;
         let checked = self.check_range(replica, offset, u64::from(length));
         if let Err(error) = checked {
             return self.complete(op, Err(error), out);
@@ -107,29 +108,42 @@ impl Drive {
         if length > FRAME_PAYLOAD_BYTES_MAX {
             return self.complete(op, Err(OpError::OutOfRange), out);
         }
+        let pages = self.pages_of(self.slots_in(request));
+        if self.lacks(&pages) {
+            return self.park(op, Waiting::Read(request), pages, out);
+        }
         let planned_lsn = self.journal.last_lsn();
-        let mut pieces = self.plan_read(replica, offset, length);
+        let mut pieces = self.plan_read(request);
         if let [Piece::Memory { crcs, data }] = &mut pieces[..] {
             let (crcs, data) = (std::mem::take(crcs), std::mem::take(data));
             return self.complete(op, Ok(Outcome::Read { crcs, data }), out);
         }
         let mut waits = 0;
         for (piece, part) in pieces.iter().enumerate() {
-            if let &Piece::Drive { slot, first, count, .. } = part {
-                self.readers.begin(slot);
-                let at = self.layout.slot_offset(slot) + u64::from(first) * BLOCK;
-                self.ios.read(Io::Read { op, piece }, at, count * BLOCK_BYTES, out);
+            if let Piece::Drive { slot, first, .. } = part {
+                self.readers.begin(*slot);
+                let at = self.layout.slot_offset(*slot) + u64::from(*first) * BLOCK;
+                let length = part.blocks() * BLOCK_BYTES;
+                self.ios.read(Io::Read { op, piece }, at, length, out);
                 waits += 1;
             }
         }
-        let reading = Reading { replica, offset, length, planned_lsn, waits, pieces };
+        let reading = Reading { request, planned_lsn, waits, pieces };
         self.reading.insert(op, reading);
         if waits == 0 {
             self.finish_read(op, out);
         }
     }
 
-    fn plan_read(&self, replica: ReplicaId, offset: u64, length: u32) -> Vec<Piece> {
+    fn slots_in(&self, request: ReadRequest) -> impl Iterator<Item = u32> + '_ {
+        let ReadRequest { replica, offset, length } = request;
+        let (first, _) = self.extent_and_block(offset);
+        let (last, _) = self.extent_and_block((offset + u64::from(length)).saturating_sub(1));
+        self.table.extents(replica, first, last).map(|(_, slot)| slot)
+    }
+
+    fn plan_read(&self, request: ReadRequest) -> Vec<Piece> {
+        let ReadRequest { replica, offset, length } = request;
         let mut pieces = Vec::new();
         let end = offset + u64::from(length);
         let mut at = offset;
@@ -137,10 +151,9 @@ impl Drive {
             let (extent, first) = self.extent_and_block(at);
             let left = u32::try_from((end - at) / BLOCK).expect("bounded by the length");
             let count = left.min(self.layout.slot_blocks - first);
-            let owner = Owner { replica, extent };
-            match self.table.slot_of(owner) {
+            match self.table.slot_of(Owner { replica, extent }) {
                 None => push_zeros(&mut pieces, count),
-                Some(slot) => self.plan_slot(slot, owner, first, count, &mut pieces),
+                Some(slot) => self.plan_slot(slot, first, count, &mut pieces),
             }
             at += u64::from(count) * BLOCK;
         }
@@ -150,22 +163,28 @@ impl Drive {
         pieces
     }
 
-    fn plan_slot(&self, slot: u32, owner: Owner, first: u32, count: u32, pieces: &mut Vec<Piece>) {
+    fn plan_slot(&self, slot: u32, first: u32, count: u32, pieces: &mut Vec<Piece>) {
         let descriptor = self.table.descriptor(slot);
         let mut newer = self.overlay.range(slot, first, count).peekable();
         for block in first..first + count {
+            let mut crc = descriptor.crc(block);
             if let Some((_, newer)) = newer.next_if(|(key, _)| key.block == block) {
-                let crcs = vec![descriptor.crc(block)];
-                pieces.push(Piece::Memory { crcs, data: newer.data.clone() });
+                if descriptor.is_lost(block) {
+                    // Memory still has what the page described.
+                    crc = crc32c::crc32c(&newer.data);
+                }
+                pieces.push(Piece::Memory { crcs: vec![crc], data: newer.data.clone() });
             } else if !descriptor.is_valid(block) {
                 push_zeros(pieces, 1);
-            } else if let Some(Piece::Drive { slot: s, first: f, count: c, .. }) = pieces.last_mut()
+            } else if descriptor.is_lost(block) {
+                pieces.push(Piece::Lost);
+            } else if let Some(Piece::Drive { slot: s, first: f, crcs, .. }) = pieces.last_mut()
                 && *s == slot
-                && *f + *c == block
+                && usize::try_from(block - *f).expect("small") == crcs.len()
             {
-                *c += 1;
+                crcs.push(crc);
             } else {
-                pieces.push(Piece::Drive { slot, owner, first: block, count: 1, data: None });
+                pieces.push(Piece::Drive { slot, first: block, crcs: vec![crc], data: None });
             }
         }
     }
@@ -178,12 +197,11 @@ impl Drive {
         out: &mut Vec<Action>,
     ) {
         let reading = self.reading.get_mut(&op).expect("its pieces are being read");
-        let Piece::Drive { count, data, .. } = &mut reading.pieces[piece] else {
+        let Piece::Drive { crcs, data, .. } = &mut reading.pieces[piece] else {
             unreachable!("only such pieces are read from the drive");
         };
         if let Ok(bytes) = result {
-            let wanted = usize::try_from(*count).expect("small") * BLOCK_LEN;
-            assert_eq!(bytes.len(), wanted, "a read returns what was asked for");
+            assert_eq!(bytes.len(), crcs.len() * BLOCK_LEN, "a read returns what was asked for");
             *data = Some(bytes);
         }
         reading.waits -= 1;
@@ -194,13 +212,13 @@ impl Drive {
 
     fn finish_read(&mut self, op: OpToken, out: &mut Vec<Action>) {
         let reading = self.reading.remove(&op).expect("the caller has it");
-        let Reading { replica, offset, length, .. } = reading;
+        let request = reading.request;
         match self.judge(reading) {
             Verdict::Good { crcs, data } => {
                 self.complete(op, Ok(Outcome::Read { crcs, data }), out);
             }
             Verdict::Bad { offset } => self.complete(op, Err(OpError::BadBlock { offset }), out),
-            Verdict::Again => self.read(op, replica, offset, length, out),
+            Verdict::Again => self.read(op, request, out),
         }
     }
 
@@ -211,53 +229,48 @@ impl Drive {
                 changed |= self.readers.end(slot, reading.planned_lsn);
             }
         }
-        let blocks = usize::try_from(reading.length / BLOCK_BYTES).expect("bounded");
+        let ReadRequest { offset, length, .. } = reading.request;
+        let blocks = usize::try_from(length / BLOCK_BYTES).expect("bounded");
         let mut crcs = Vec::with_capacity(blocks);
-        let mut at = reading.offset;
+        let mut at = offset;
         for piece in &reading.pieces {
-            let bad = match piece {
-                Piece::Memory { crcs: some, data } => {
-                    crcs.extend_from_slice(some);
-                    at += u64::try_from(data.len()).expect("fits");
-                    None
-                }
-                Piece::Drive { slot, owner, first, count, data } => {
-                    let blocks = *first..*first + *count;
-                    let bad = self.bad_block(*slot, *owner, blocks, data.as_ref(), &mut crcs);
-                    let bad = bad.map(|index| at + u64::from(index) * BLOCK);
-                    at += u64::from(*count) * BLOCK;
-                    bad
-                }
-            };
-            if let Some(offset) = bad {
+            if let Some(index) = piece.first_bad() {
+                let offset = at + u64::from(index) * BLOCK;
                 return if changed { Verdict::Again } else { Verdict::Bad { offset } };
             }
+            crcs.extend_from_slice(piece.crcs());
+            at += u64::from(piece.blocks()) * BLOCK;
         }
-        Verdict::Good { crcs, data: join(reading.pieces, reading.length) }
+        Verdict::Good { crcs, data: join(reading.pieces, length) }
+    }
+}
+
+impl Piece {
+    fn crcs(&self) -> &[u32] {
+        match self {
+            Self::Memory { crcs, .. } | Self::Drive { crcs, .. } => crcs,
+            Self::Lost => &[],
+        }
     }
 
-    /// The index of the first block that is not what the table says; appends the checksums.
-    fn bad_block(
-        &self,
-        slot: u32,
-        owner: Owner,
-        blocks: std::ops::Range<u32>,
-        data: Option<&Bytes>,
-        crcs: &mut Vec<u32>,
-    ) -> Option<u32> {
-        let Some(data) = data else { return Some(0) };
-        if self.table.slot_of(owner) != Some(slot) {
-            return Some(0);
+    fn blocks(&self) -> u32 {
+        match self {
+            Self::Lost => 1,
+            other => u32::try_from(other.crcs().len()).expect("bounded by the request"),
         }
-        let descriptor = self.table.descriptor(slot);
-        for ((index, block), bytes) in (0..).zip(blocks).zip(data.chunks_exact(BLOCK_LEN)) {
-            let crc = descriptor.crc(block);
-            if !descriptor.is_valid(block) || crc32c::crc32c(bytes) != crc {
-                return Some(index);
+    }
+
+    /// The index of the first block that is not what the table said.
+    fn first_bad(&self) -> Option<u32> {
+        match self {
+            Self::Memory { .. } => None,
+            Self::Lost | Self::Drive { data: None, .. } => Some(0),
+            Self::Drive { crcs, data: Some(data), .. } => {
+                let found = data.chunks_exact(BLOCK_LEN).map(crc32c::crc32c);
+                let bad = found.zip(crcs).position(|(found, &crc)| found != crc)?;
+                Some(u32::try_from(bad).expect("bounded by the request"))
             }
-            crcs.push(crc);
         }
-        None
     }
 }
 
@@ -276,6 +289,7 @@ fn join(mut pieces: Vec<Piece>, length: u32) -> Bytes {
     let bytes = |piece: &mut Piece| match piece {
         Piece::Memory { data, .. } => std::mem::take(data),
         Piece::Drive { data, .. } => data.take().expect("every piece was checked"),
+        Piece::Lost => unreachable!("every piece was checked"),
     };
     if let [piece] = &mut pieces[..] {
         return bytes(piece);

@@ -15,11 +15,16 @@ use format::disk::{
 };
 use model::id::ReplicaId;
 
-use crate::{overlay::Overlay, table::Table};
+use crate::{
+    overlay::Overlay,
+    table::{Recovering, Table},
+};
 
 #[derive(Debug)]
 pub struct Replay {
-    pub table: Table,
+    pub table: Recovering,
+    /// Batches that count, to be applied when the pages that they change are in memory.
+    batches: Vec<Batch>,
     pub overlay: Overlay,
     /// Whose record put blocks of the slot into the overlay last.
     overlay_owners: BTreeMap<u32, ReplicaId>,
@@ -134,9 +139,10 @@ fn placed_blocks(placed: &PlacedUnit) -> impl Iterator<Item = (u32, u32)> {
 }
 
 impl Replay {
-    pub fn new(layout: Layout) -> Self {
+    pub fn new(layout: Layout, memory_max: u64) -> Self {
         Self {
-            table: Table::new(layout),
+            table: Recovering::new(Table::new(layout, memory_max)),
+            batches: Vec::new(),
             overlay: Overlay::default(),
             overlay_owners: BTreeMap::new(),
             stale: BTreeSet::new(),
@@ -145,7 +151,24 @@ impl Replay {
         }
     }
 
-    pub fn apply(&mut self, batch: &Batch) {
+    pub fn add(&mut self, batch: Batch) {
+        self.batches.push(batch);
+    }
+
+    /// Pages that must be read before the batches can be applied.
+    pub fn wants(&self) -> BTreeSet<u32> {
+        let records = self.batches.iter().flat_map(|b| (b.header.first_lsn..).zip(&b.records));
+        let pages = records.flat_map(|(lsn, record)| self.table.wants(lsn, record, self.damaged));
+        pages.collect()
+    }
+
+    pub fn apply_all(&mut self) {
+        for batch in std::mem::take(&mut self.batches) {
+            self.apply(&batch);
+        }
+    }
+
+    fn apply(&mut self, batch: &Batch) {
         let mut payload = batch.payload.clone();
         for (lsn, record) in (batch.header.first_lsn..).zip(&batch.records) {
             let len = usize::try_from(record.payload_blocks()).expect("bounded") * BLOCK_LEN;

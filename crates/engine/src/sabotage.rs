@@ -28,6 +28,12 @@ pub enum Sabotage {
     PayloadNotAwaited,
     /// The last batch counts without a look at what it relies on.
     LastBatchUnchecked,
+    /// Maps are not written with the descriptors whose halves they name.
+    MapLeftBehind,
+    /// Maps that a crash left unfinished count.
+    LeftOverMapCounts,
+    /// A page leaves memory while its image is on its way to the drive.
+    PageDroppedEarly,
 }
 
 impl std::str::FromStr for Sabotage {
@@ -40,7 +46,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -52,12 +58,33 @@ impl Sabotage {
         Self::PageInPlace,
         Self::PayloadNotAwaited,
         Self::LastBatchUnchecked,
+        Self::MapLeftBehind,
+        Self::LeftOverMapCounts,
+        Self::PageDroppedEarly,
     ];
 }
 
 #[cfg(feature = "sabotage")]
 thread_local! {
     static ACTIVE: std::cell::Cell<Option<Sabotage>> = const { std::cell::Cell::new(None) };
+    static SCATTERS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Makes every engine of this thread take slots all over its drive, which is not wrong, but brings
+/// a little data on many pages of metadata.
+#[cfg(feature = "sabotage")]
+pub fn scatter(wanted: bool) {
+    SCATTERS.set(wanted);
+}
+
+#[cfg(feature = "sabotage")]
+pub(crate) fn scatters() -> bool {
+    SCATTERS.get()
+}
+
+#[cfg(not(feature = "sabotage"))]
+pub(crate) fn scatters() -> bool {
+    false
 }
 
 /// Breaks every engine of this thread, or none any more.

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use crate::sabotage::scatters;
+
 #[derive(Debug)]
 pub struct Space {
     /// One bit per slot; 1: may be given away.
@@ -20,30 +22,25 @@ pub struct Space {
 }
 
 impl Space {
-    pub fn new(slots: u32, used: &BTreeSet<u32>) -> Self {
-        let words = usize::try_from(slots.div_ceil(64)).expect("fits memory");
-        let mut space = Self {
-            free: vec![u64::MAX; words],
-            free_count: u64::from(slots),
-            slots,
-            cursor: 0,
-            waiting: VecDeque::new(),
-            busy: BTreeSet::new(),
-        };
-        if !slots.is_multiple_of(64) {
-            space.free[words - 1] = (1 << (slots % 64)) - 1;
+    /// `used` has one bit per slot.
+    pub fn new(slots: u32, used: &[u64]) -> Self {
+        let mut free: Vec<u64> = used.iter().map(|word| !word).collect();
+        assert_eq!(free.len(), usize::try_from(slots.div_ceil(64)).expect("fits memory"));
+        if let Some(last) = free.last_mut().filter(|_| !slots.is_multiple_of(64)) {
+            *last &= (1 << (slots % 64)) - 1;
         }
-        for &slot in used {
-            space.free[usize::try_from(slot / 64).expect("fits memory")] &= !(1 << (slot % 64));
-            space.free_count -= 1;
-        }
-        space
+        let free_count = free.iter().map(|word| u64::from(word.count_ones())).sum();
+        let (waiting, busy) = (VecDeque::new(), BTreeSet::new());
+        Self { free, free_count, slots, cursor: 0, waiting, busy }
     }
 
     /// A slot that nothing on the drive refers to.
     pub fn take(&mut self) -> Option<u32> {
         if self.free_count == 0 {
             return None;
+        }
+        if scatters() {
+            self.cursor = self.cursor.wrapping_mul(0x9e37_79b1).wrapping_add(7) % self.slots;
         }
         let words = self.free.len();
         let start = usize::try_from(self.cursor / 64).expect("fits memory");
@@ -71,6 +68,12 @@ impl Space {
         assert_eq!(*word >> (slot % 64) & 1, 0, "slot {slot} is free already");
         *word |= 1 << (slot % 64);
         self.free_count += 1;
+    }
+
+    /// As [`Self::give_back`], to be taken next: whoever took it comes back for it.
+    pub fn put_back(&mut self, slot: u32) {
+        self.give_back(slot);
+        self.cursor = slot;
     }
 
     pub fn free_after(&mut self, lsn: u64, slot: u32) {

@@ -1,50 +1,75 @@
-//! What the drive holds: slot descriptors and the replica table, in memory and by page.
+//! What the drive holds: who owns each slot and what each slot's blocks are, part of it in memory.
 //!
-//! Decides: what each record does to the descriptors, which page it changes, which slot holds
-//! which extent of which replica.
-//! Does not: order records, write pages, or know payload.
+//! Decides: what each record does to maps, descriptors and the replica table, which pages it
+//! changes, which slot holds which extent of which replica.
+//! Does not: order records, read or write pages, or know payload.
 //! Invariants: a slot has at most one owner and an extent at most one slot; a used slot has a valid
-//! block; a page holds exactly the effect of all records up to its LSN.
+//! block; a page holds exactly the effect of all records up to its LSN. The maps from extents to
+//! slots are in memory as a whole, descriptors only where the cache has them: who changes or asks
+//! has made sure of that.
 
+mod cache;
+mod extents;
+mod pages;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use format::disk::{
-    DriveUuid, Layout, UNIT_BLOCKS,
+    FormatVersion, Layout, UNIT_BLOCKS,
     journal::PlacedUnit,
-    page::{
-        self, Descriptor, DescriptorMut, Owner, PAGE_BODY_LEN, PageHeader, PageKind, ReplicaRow,
-    },
+    map::{self, PageEntry, SlotOwner},
+    page::{self, Descriptor, DescriptorMut, Owner, ReplicaRow},
 };
 use model::{epoch::ModSeq, id::ReplicaId};
 
-use crate::sabotage::{Sabotage, is_on};
+use self::cache::Cache;
+pub use self::{
+    cache::FRAME_BYTES,
+    extents::ExtentMap,
+    pages::Fetched,
+    recovery::{Recovered, Recovering},
+};
+
+/// The body of a page that was never written.
+static NOTHING: [u8; page::PAGE_BODY_LEN] = [0; page::PAGE_BODY_LEN];
+
+/// Of a replica, without its maps and the caller's metadata.
+pub const REPLICA_BYTES: u64 = 256;
 
 #[derive(Debug)]
 pub struct Table {
     layout: Layout,
     per_page: u32,
     descriptor_len: usize,
+    /// Descriptor pages of a map page.
+    groups: u32,
+    /// Of the pages that are read at open.
     pages: Vec<Page>,
-    /// Of the descriptor pages; `None`: all its slots are free.
-    bodies: Vec<Option<Box<[u8; PAGE_BODY_LEN]>>>,
+    /// Of the descriptor pages, as they are on the drive. Empty in version 1.
+    entries: Vec<PageEntry>,
+    cache: Cache,
     dirty: BTreeSet<u32>,
-    /// Descriptor pages from this one on are not on the drive.
+    /// Map pages (descriptor pages in version 1) from this one on are not on the drive.
     written: u32,
     replicas: BTreeMap<ReplicaId, Replica>,
     /// Which replica a page of the replica table belongs to.
     rows: Vec<Option<ReplicaId>>,
-    /// While recovering: the rows as pages and records give them.
-    recovered: BTreeMap<u32, ReplicaRow>,
     slots_used: u64,
     fingerprint: u64,
+    memory_max: u64,
+    /// Bytes that replicas and their maps take.
+    replicas_memory: u64,
+    /// Extents that the sizes of all replicas come to.
+    extents_max: u64,
+    lost_pages: u64,
 }
 
+/// A page that was read at open.
 #[derive(Debug, Clone, Copy)]
 struct Page {
-    /// Of the last record applied.
+    /// Of the last record applied; of a map page only while it is not in memory.
     lsn: u64,
     /// The half written last.
     half: u8,
@@ -55,9 +80,18 @@ struct Page {
 #[derive(Debug)]
 pub struct Replica {
     index: u32,
+    birth: u64,
     pub size: u64,
     pub meta: Bytes,
-    extents: BTreeMap<u32, u32>,
+    extents: ExtentMap,
+}
+
+impl Replica {
+    /// Bytes of memory, about.
+    fn memory(&self) -> u64 {
+        let meta = u64::try_from(self.meta.len()).expect("fits");
+        REPLICA_BYTES + meta + self.extents.memory()
+    }
 }
 
 /// Blocks of a slot whose content a record sets.
@@ -72,25 +106,38 @@ pub struct BlockRun<'a> {
 }
 
 impl Table {
-    pub fn new(layout: Layout) -> Self {
-        let page = Page { lsn: 0, half: 1, fingerprint: 0 };
-        let pages = usize::try_from(layout.pages()).expect("pages fit memory");
-        let bodies = usize::try_from(layout.descriptor_pages).expect("pages fit memory");
-        let rows = usize::try_from(layout.replica_pages).expect("pages fit memory");
+    pub fn new(layout: Layout, memory_max: u64) -> Self {
+        let fits = |pages: u32| usize::try_from(pages).expect("pages fit memory");
+        let entries = match layout.version {
+            FormatVersion::V1 => 0,
+            FormatVersion::V2 => fits(layout.descriptor_pages),
+        };
         Self {
             layout,
             per_page: page::descriptors_per_page(layout.slot_blocks),
             descriptor_len: page::descriptor_len(layout.slot_blocks),
-            pages: vec![page; pages],
-            bodies: (0..bodies).map(|_| None).collect(),
+            groups: map::groups_per_page(layout.slot_blocks),
+            pages: vec![
+                Page { lsn: 0, half: 1, fingerprint: 0 };
+                fits(layout.pages_read_at_open())
+            ],
+            entries: vec![PageEntry::NONE; entries],
+            cache: Cache::new(layout.pages()),
             dirty: BTreeSet::new(),
             written: 0,
             replicas: BTreeMap::new(),
-            rows: vec![None; rows],
-            recovered: BTreeMap::new(),
+            rows: vec![None; fits(layout.replica_pages)],
             slots_used: 0,
             fingerprint: 0,
+            memory_max,
+            replicas_memory: 0,
+            extents_max: 0,
+            lost_pages: 0,
         }
+    }
+
+    fn has_maps(&self) -> bool {
+        self.layout.version == FormatVersion::V2
     }
 
     pub fn replica(&self, replica: ReplicaId) -> Option<&Replica> {
@@ -106,7 +153,7 @@ impl Table {
     }
 
     pub fn slot_of(&self, owner: Owner) -> Option<u32> {
-        self.replicas.get(&owner.replica)?.extents.get(&owner.extent).copied()
+        self.replicas.get(&owner.replica)?.extents.get(owner.extent)
     }
 
     /// The extents from `first` to `last` that hold data, with their slots.
@@ -115,72 +162,86 @@ impl Table {
         replica: ReplicaId,
         first: u32,
         last: u32,
-    ) -> impl Iterator<Item = (u32, u32)> {
+    ) -> impl Iterator<Item = (u32, u32)> + '_ {
         let extents = self.replicas.get(&replica).map(|r| &r.extents);
-        extents.into_iter().flat_map(move |u| u.range(first..=last)).map(|(&u, &s)| (u, s))
+        extents.into_iter().flat_map(move |map| map.range(first, last))
     }
 
-    /// Of a slot that is owned.
+    /// Of a slot that is owned and whose page is not absent.
     pub fn descriptor(&self, slot: u32) -> Descriptor<'_> {
-        self.find(slot).expect("an owned slot has a descriptor")
+        let (page, at) = (self.descriptor_page(slot), self.place_in_page(slot));
+        let body = match self.cache.get(page) {
+            Some(frame) => &frame.body[..],
+            // Only damage makes somebody own what was never described.
+            None => {
+                assert!(!self.is_absent(page), "page {page} is not in memory");
+                &NOTHING
+            }
+        };
+        Descriptor(&body[at..at + self.descriptor_len])
     }
 
-    fn find(&self, slot: u32) -> Option<Descriptor<'_>> {
-        let (body, at) = self.place_of(slot);
-        let body = self.bodies[body].as_ref()?;
-        Some(Descriptor(&body[at..at + self.descriptor_len]))
+    fn descriptor_mut(&mut self, slot: u32) -> DescriptorMut<'_> {
+        let page = self.descriptor_page(slot);
+        let at = self.place_in_page(slot);
+        let len = self.descriptor_len;
+        DescriptorMut(&mut self.frame_mut(page).body[at..at + len])
     }
 
-    fn find_mut(&mut self, slot: u32) -> DescriptorMut<'_> {
-        let (body, at) = self.place_of(slot);
-        let body = self.bodies[body].get_or_insert_with(|| Box::new([0; PAGE_BODY_LEN]));
-        DescriptorMut(&mut body[at..at + self.descriptor_len])
-    }
-
-    /// Index of the body and the offset within it.
-    fn place_of(&self, slot: u32) -> (usize, usize) {
+    fn place_in_page(&self, slot: u32) -> usize {
         assert!(slot < self.layout.slots, "slot {slot} of {}", self.layout.slots);
-        let body = usize::try_from(slot / self.per_page).expect("fits memory");
         let index = usize::try_from(slot % self.per_page).expect("fits memory");
-        (body, index * self.descriptor_len)
+        index * self.descriptor_len
     }
 
-    fn page_of(&self, slot: u32) -> u32 {
-        self.layout.replica_pages + slot / self.per_page
+    /// The page that describes the slot.
+    pub fn descriptor_page(&self, slot: u32) -> u32 {
+        self.layout.first_descriptor_page() + slot / self.per_page
     }
 
-    fn page(&self, page: u32) -> &Page {
-        &self.pages[usize::try_from(page).expect("fits memory")]
+    /// The page that changes when the slot's owner does.
+    pub fn owner_page(&self, slot: u32) -> u32 {
+        match self.layout.version {
+            FormatVersion::V1 => self.descriptor_page(slot),
+            FormatVersion::V2 => self.map_page(slot / self.per_page),
+        }
     }
 
-    fn touch(&mut self, page: u32, lsn: u64) {
-        self.pages[usize::try_from(page).expect("fits memory")].lsn = lsn;
-        self.dirty.insert(page);
+    fn map_page(&self, descriptor_index: u32) -> u32 {
+        self.layout.replica_pages + descriptor_index / self.groups
     }
 
-    fn touch_slot(&mut self, slot: u32, lsn: u64) {
-        self.touch(self.page_of(slot), lsn);
+    fn set_slot_owner(&mut self, lsn: u64, slot: u32, owner: Option<SlotOwner>) {
+        let (page, slot_blocks) = (self.owner_page(slot), self.layout.slot_blocks);
+        let (group, index) = (slot / self.per_page % self.groups, slot % self.per_page);
+        let body = &mut self.frame_mut(page).body[..];
+        map::MapPageMut { body, slot_blocks }.set_owner(group, index, owner);
+        self.touch(page, lsn);
     }
 
-    // Changes, one for each kind of record. The caller has checked that they make sense.
+    // Changes, one for each kind of record. The caller has checked that they make sense, and that
+    // the pages they change are in memory.
 
     pub fn write_blocks(&mut self, lsn: u64, run: &BlockRun<'_>) {
         if run.fresh {
-            self.own(run.slot, run.owner);
+            self.own(lsn, run.slot, run.owner);
         }
         self.put_blocks(lsn, run);
     }
 
     fn put_blocks(&mut self, lsn: u64, run: &BlockRun<'_>) {
-        let mut descriptor = self.find_mut(run.slot);
-        if run.fresh || descriptor.view().owner() != Some(run.owner) {
+        let maps = self.has_maps();
+        let mut descriptor = self.descriptor_mut(run.slot);
+        if run.fresh || !maps && descriptor.view().owner() != Some(run.owner) {
             descriptor.set_owner(run.owner);
         }
         for (block, &crc) in (run.first..).zip(run.crcs) {
             let unit = block / UNIT_BLOCKS;
-            let valid = descriptor.view().valid(unit) | 1 << (block % UNIT_BLOCKS);
+            let bit = 1 << (block % UNIT_BLOCKS);
+            let (valid, lost) = (descriptor.view().valid(unit), descriptor.view().lost(unit));
             let mod_seq = descriptor.view().mod_seq(unit).max(run.mod_seq);
-            descriptor.set_valid(unit, valid);
+            descriptor.set_valid(unit, valid | bit);
+            descriptor.set_lost(unit, lost & !bit);
             descriptor.set_mod_seq(unit, mod_seq);
             descriptor.set_crc(block, crc);
         }
@@ -197,14 +258,15 @@ impl Table {
         placed: &PlacedUnit,
     ) {
         if fresh {
-            self.own(slot, owner);
+            self.own(lsn, slot, owner);
         }
         self.put_unit(lsn, slot, owner, fresh, placed);
     }
 
     fn put_unit(&mut self, lsn: u64, slot: u32, owner: Owner, fresh: bool, placed: &PlacedUnit) {
-        let mut descriptor = self.find_mut(slot);
-        if fresh || descriptor.view().owner() != Some(owner) {
+        let maps = self.has_maps();
+        let mut descriptor = self.descriptor_mut(slot);
+        if fresh || !maps && descriptor.view().owner() != Some(owner) {
             descriptor.set_owner(owner);
         }
         fill_unit(&mut descriptor, placed);
@@ -221,16 +283,15 @@ impl Table {
     ) -> Option<u32> {
         let old = self.slot_of(owner);
         if let Some(old) = old {
-            self.disown(old, owner);
-            self.put_free(lsn, old);
+            self.free(lsn, old, owner);
         }
-        self.own(slot, owner);
+        self.own(lsn, slot, owner);
         self.put_placed(lsn, slot, owner, units);
         old
     }
 
     fn put_placed(&mut self, lsn: u64, slot: u32, owner: Owner, units: &[PlacedUnit]) {
-        let mut descriptor = self.find_mut(slot);
+        let mut descriptor = self.descriptor_mut(slot);
         descriptor.set_owner(owner);
         for placed in units {
             fill_unit(&mut descriptor, placed);
@@ -240,16 +301,17 @@ impl Table {
 
     /// The blocks become invalid; some other block of the slot stays valid.
     pub fn clear(&mut self, lsn: u64, slot: u32, first: u32, count: u32, mod_seq: ModSeq) {
-        let mut descriptor = self.find_mut(slot);
+        let mut descriptor = self.descriptor_mut(slot);
         let mut block = first;
         while block < first + count {
             let unit = block / UNIT_BLOCKS;
             let end = (first + count).min((unit + 1) * UNIT_BLOCKS);
-            let before = descriptor.view().valid(unit);
-            let after = before & !mask(block % UNIT_BLOCKS, end - block);
-            descriptor.set_valid(unit, after);
+            let kept = !mask(block % UNIT_BLOCKS, end - block);
+            let (valid, lost) = (descriptor.view().valid(unit), descriptor.view().lost(unit));
+            descriptor.set_valid(unit, valid & kept);
+            descriptor.set_lost(unit, lost & kept);
             let was = descriptor.view().mod_seq(unit);
-            let now = if after == 0 { ModSeq::NONE } else { was.max(mod_seq) };
+            let now = if valid & kept == 0 { ModSeq::NONE } else { was.max(mod_seq) };
             descriptor.set_mod_seq(unit, now);
             block = end;
         }
@@ -257,14 +319,39 @@ impl Table {
     }
 
     pub fn free(&mut self, lsn: u64, slot: u32, owner: Owner) {
-        self.disown(slot, owner);
+        let replica = self.replicas.get_mut(&owner.replica).expect("the replica exists");
+        self.replicas_memory -= replica.memory();
+        let before = replica.extents.remove(owner.extent);
+        self.replicas_memory += replica.memory();
+        assert_eq!(before, Some(slot), "the slot is the extent's");
+        self.slots_used -= 1;
         self.put_free(lsn, slot);
     }
 
     fn put_free(&mut self, lsn: u64, slot: u32) {
-        self.find_mut(slot).set_free();
-        self.touch_slot(slot, lsn);
+        if self.has_maps() {
+            self.set_slot_owner(lsn, slot, None);
+        } else {
+            self.descriptor_mut(slot).set_free();
+            self.touch_slot(slot, lsn);
+        }
     }
+
+    fn own(&mut self, lsn: u64, slot: u32, owner: Owner) {
+        let replica = self.replicas.get_mut(&owner.replica).expect("the replica exists");
+        let birth = replica.birth;
+        self.replicas_memory -= replica.memory();
+        let before = replica.extents.insert(owner.extent, slot);
+        self.replicas_memory += replica.memory();
+        assert_eq!(before, None, "an extent has one slot");
+        self.slots_used += 1;
+        if self.has_maps() {
+            let owner = SlotOwner { birth, extent: owner.extent, layer: 0 };
+            self.set_slot_owner(lsn, slot, Some(owner));
+        }
+    }
+
+    // Replicas.
 
     /// A row of the replica table that is free.
     pub fn free_row(&self) -> Option<u32> {
@@ -276,105 +363,61 @@ impl Table {
         self.replicas.get(&replica).map(|r| r.index)
     }
 
+    /// When the replica was made; `lsn` if it is made now.
+    pub fn birth_of(&self, replica: ReplicaId, lsn: u64) -> u64 {
+        let now = if self.has_maps() { lsn } else { 0 };
+        self.replicas.get(&replica).map_or(now, |r| r.birth)
+    }
+
     pub fn put_replica(&mut self, lsn: u64, index: u32, row: &ReplicaRow) {
-        self.rows[usize::try_from(index).expect("rows are few")] = Some(row.replica);
-        let replica = self.replicas.entry(row.replica).or_insert_with(|| Replica {
-            index,
-            size: 0,
-            meta: Bytes::new(),
-            extents: BTreeMap::new(),
+        assert!(row.birth < map::BIRTH_LIMIT, "more records than a drive can live to see");
+        self.rows[at(index)] = Some(row.replica);
+        let replica = self.replicas.entry(row.replica).or_insert_with(|| {
+            let replica = Replica {
+                index,
+                birth: row.birth,
+                size: 0,
+                meta: Bytes::new(),
+                extents: ExtentMap::default(),
+            };
+            self.replicas_memory += replica.memory();
+            replica
         });
-        assert_eq!(replica.index, index, "a replica keeps its row");
+        assert_eq!((replica.index, replica.birth), (index, row.birth), "a replica keeps its row");
+        let slot_bytes = self.layout.slot_bytes();
+        self.extents_max -= replica.size.div_ceil(slot_bytes);
+        self.extents_max += row.size.div_ceil(slot_bytes);
+        self.replicas_memory -= replica.memory();
         replica.size = row.size;
         replica.meta = row.meta.clone();
+        self.replicas_memory += replica.memory();
         self.touch(index, lsn);
     }
 
     /// Returns the slots that are free now.
     pub fn remove_replica(&mut self, lsn: u64, replica: ReplicaId) -> Vec<u32> {
         let Some(gone) = self.replicas.remove(&replica) else { return Vec::new() };
-        self.rows[usize::try_from(gone.index).expect("rows are few")] = None;
+        self.rows[at(gone.index)] = None;
+        self.replicas_memory -= gone.memory();
+        self.extents_max -= gone.size.div_ceil(self.layout.slot_bytes());
         self.touch(gone.index, lsn);
-        let slots: Vec<u32> = gone.extents.into_values().collect();
-        for &slot in &slots {
-            self.put_free(lsn, slot);
+        let slots: Vec<u32> = gone.extents.iter().map(|(_, slot)| slot).collect();
+        if !self.has_maps() {
+            slots.iter().for_each(|&slot| self.put_free(lsn, slot));
         }
-        self.slots_used -= u64::try_from(slots.len()).expect("fits");
+        self.slots_used -= gone.extents.len();
         slots
-    }
-
-    fn own(&mut self, slot: u32, owner: Owner) {
-        let replica = self.replicas.get_mut(&owner.replica).expect("the replica exists");
-        let before = replica.extents.insert(owner.extent, slot);
-        assert_eq!(before, None, "an extent has one slot");
-        self.slots_used += 1;
-    }
-
-    fn disown(&mut self, slot: u32, owner: Owner) {
-        let replica = self.replicas.get_mut(&owner.replica).expect("the replica exists");
-        let before = replica.extents.remove(&owner.extent);
-        assert_eq!(before, Some(slot), "the slot is the extent's");
-        self.slots_used -= 1;
     }
 
     /// Bytes of the drive that the replica occupies.
     pub fn allocated(&self, replica: ReplicaId) -> u64 {
-        let extents = self.replicas.get(&replica).map_or(0, |r| r.extents.len());
-        u64::try_from(extents).expect("fits") * self.layout.slot_bytes()
-    }
-
-    // Pages.
-
-    /// Pages changed since they were last taken. Those before the last one that were never written
-    /// come with them, so that what lies before [`Self::pages_written`] is ours.
-    pub fn take_dirty(&mut self) -> BTreeSet<u32> {
-        let first = self.layout.replica_pages;
-        let end = self.dirty.last().map_or(0, |&last| (last + 1).saturating_sub(first));
-        self.dirty.extend(first + self.written..first + end);
-        self.written = self.written.max(end);
-        std::mem::take(&mut self.dirty)
-    }
-
-    /// Counts pages that [`Self::take_dirty`] has returned as written.
-    pub fn pages_written(&self) -> u32 {
-        self.written
-    }
-
-    pub fn page_lsn(&self, page: u32) -> u64 {
-        self.page(page).lsn
-    }
-
-    pub fn fingerprint(&self) -> u64 {
-        self.fingerprint
-    }
-
-    /// The page's image for its other half, and where that lies.
-    pub fn capture(&mut self, uuid: DriveUuid, page: u32, checkpoint: u64) -> (u64, Bytes) {
-        let descriptors = page >= self.layout.replica_pages;
-        let kind = if descriptors { PageKind::Descriptors } else { PageKind::Replica };
-        let lsn = self.page(page).lsn;
-        let header = PageHeader { kind, page, lsn, checkpoint };
-        let image = if descriptors {
-            let index = usize::try_from(page - self.layout.replica_pages).expect("fits memory");
-            let body = self.bodies[index].as_ref().map_or(&[][..], |b| &b[..]);
-            page::encode_page(uuid, &header, body)
-        } else {
-            page::encode_page(uuid, &header, &page::encode_row(self.row(page).as_ref()))
-        };
-        let entry = &mut self.pages[usize::try_from(page).expect("fits memory")];
-        if !is_on(Sabotage::PageInPlace) {
-            entry.half = 1 - entry.half;
-        }
-        let fingerprint = page::fingerprint(&image);
-        self.fingerprint ^= entry.fingerprint ^ fingerprint;
-        entry.fingerprint = fingerprint;
-        (self.layout.page_offset(page, entry.half), image)
+        self.replicas.get(&replica).map_or(0, |r| r.extents.len()) * self.layout.slot_bytes()
     }
 
     fn row(&self, index: u32) -> Option<ReplicaRow> {
-        let replica = self.rows[usize::try_from(index).expect("rows are few")]?;
-        let Replica { size, meta, .. } = &self.replicas[&replica];
-        Some(ReplicaRow { replica, size: *size, meta: meta.clone() })
+        let replica = self.rows[at(index)]?;
+        let Replica { size, birth, meta, .. } = &self.replicas[&replica];
+        Some(ReplicaRow { replica, size: *size, birth: *birth, meta: meta.clone() })
     }
 }
 
@@ -388,8 +431,13 @@ fn fill_unit(descriptor: &mut DescriptorMut<'_>, placed: &PlacedUnit) {
     let mod_seq = if placed.valid == 0 { ModSeq::NONE } else { placed.mod_seq };
     descriptor.set_mod_seq(placed.unit, mod_seq);
     descriptor.set_valid(placed.unit, placed.valid);
+    descriptor.set_lost(placed.unit, 0);
     let blocks = (0..UNIT_BLOCKS).filter(|b| placed.valid >> b & 1 == 1);
     for (block, &crc) in blocks.zip(&placed.crcs) {
         descriptor.set_crc(placed.unit * UNIT_BLOCKS + block, crc);
     }
+}
+
+fn at(index: u32) -> usize {
+    usize::try_from(index).expect("fits memory")
 }

@@ -3,4 +3,6 @@
 mod cases;
 mod damage;
 mod order;
+mod paging;
 mod sim;
+mod versions;

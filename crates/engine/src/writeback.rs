@@ -9,7 +9,7 @@
 //! durable; the tail passes a record only when everything it says is on stable media elsewhere; a
 //! page is written at most once per checkpoint, into the half that does not count yet.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use format::disk::BLOCK_LEN;
@@ -50,6 +50,8 @@ enum Stage {
     Pages {
         cut: u64,
         left: VecDeque<u32>,
+        /// After these: among them the maps that say which halves of those count.
+        rest: BTreeSet<u32>,
     },
     /// Everything is written; the records it came from must be durable before the tail moves.
     Written {
@@ -108,8 +110,10 @@ impl Drive {
     }
 
     fn begin_cycle(&mut self) -> Option<Stage> {
-        let due = self.journal.used() >= self.journal.size() / 2;
-        if self.journal.used() == 0 || !due && !self.writeback.wanted {
+        let dirty = self.table.dirty_pages();
+        let due =
+            self.journal.used() >= self.journal.size() / 2 || dirty > self.table.dirty_max() / 2;
+        if self.journal.used() == 0 && dirty == 0 || !due && !self.writeback.wanted {
             return None;
         }
         self.writeback.wanted = false;
@@ -138,8 +142,9 @@ impl Drive {
                 if self.writeback.writes > 0 {
                     break;
                 }
-                let left = self.table.take_dirty().into_iter().collect();
-                return Some(Stage::Pages { cut, left });
+                let (left, rest) = self.table.dirty();
+                self.checkpoint += 1;
+                return Some(Stage::Pages { cut, left: left.into_iter().collect(), rest });
             };
             let (first, _, _) = run[0];
             let (last, _, _) = run[run.len() - 1];
@@ -207,31 +212,48 @@ impl Drive {
 
     fn write_pages(&mut self, out: &mut Vec<Action>) -> Option<Stage> {
         let max = self.writes_max();
-        let Stage::Pages { cut, left } = &mut self.writeback.stage else { unreachable!("matched") };
-        let cut = *cut;
+        let Stage::Pages { cut, mut left, rest } = std::mem::take(&mut self.writeback.stage) else {
+            unreachable!("matched")
+        };
+        let mut rest = Some(rest);
         let mut looks = left.len();
         while looks > 0 && self.writeback.writes < max {
             looks -= 1;
             let page = left.pop_front().expect("counted");
+            if self.table.is_absent(page) {
+                // A map that only names other halves now.
+                self.fetch(page, out);
+                left.push_back(page);
+                continue;
+            }
             let is_ahead = self.table.page_lsn(page) > self.journal.durable_lsn();
             if is_ahead && !is_on(Sabotage::PageAhead) {
                 left.push_back(page);
                 continue;
             }
-            let checkpoint = self.superblock.checkpoint + 1;
-            let (offset, image) = self.table.capture(self.superblock.uuid, page, checkpoint);
+            let (offset, image) = self.table.capture(self.superblock.uuid, page, self.checkpoint);
             self.writeback.writes += 1;
-            self.ios.write(Io::Page, offset, vec![image], out);
+            self.ios.write(Io::Page(page), offset, vec![image], out);
+            if left.is_empty() {
+                left.extend(rest.take().into_iter().flatten());
+                looks = left.len();
+            }
         }
-        let done = left.is_empty() && self.writeback.writes == 0;
-        done.then(|| Stage::Written { cut, applied: self.journal.last_lsn() })
+        if left.is_empty() {
+            left.extend(rest.take().into_iter().flatten());
+        }
+        if left.is_empty() && self.writeback.writes == 0 {
+            return Some(Stage::Written { cut, applied: self.journal.last_lsn() });
+        }
+        self.writeback.stage = Stage::Pages { cut, left, rest: rest.unwrap_or_default() };
+        None
     }
 
     fn write_superblock(&mut self, cut: u64, out: &mut Vec<Action>) -> Stage {
         let far = if is_on(Sabotage::TailTooFar) { self.journal.durable_lsn() } else { cut };
         let tail = self.journal.tail_after(far);
         self.superblock.sequence += 1;
-        self.superblock.checkpoint += 1;
+        self.superblock.checkpoint = self.checkpoint;
         self.superblock.tail = tail.position;
         self.superblock.tail_lsn = tail.lsn;
         self.superblock.durable_lsn = self.journal.durable_lsn();

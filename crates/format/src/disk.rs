@@ -8,6 +8,7 @@
 //! data left there is never taken for it.
 
 pub mod journal;
+pub mod map;
 pub mod page;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -35,7 +36,6 @@ pub const COUNT_LIMIT: u64 = 1 << 62;
 pub const ZERO_BLOCK_CRC: u32 = 0x98f9_4189;
 
 const SUPERBLOCK_MAGIC: u32 = 0x3153_4c50; // "PLS1" on the drive.
-const FORMAT_VERSION: u16 = 1;
 /// A superblock fits a sector, which no drive tears: while a drive is formatted there is no older
 /// superblock to fall back to.
 const SUPERBLOCK_LEN: usize = 512;
@@ -46,7 +46,7 @@ const AREA_ALIGN: u64 = 64 << 10;
 pub enum DiskError {
     #[error("bad magic")]
     Magic,
-    #[error("format version {0} is not known here (only {FORMAT_VERSION})")]
+    #[error("format version {0} is not known here (1 and 2 are)")]
     Version(u16),
     #[error("checksum mismatch")]
     Crc,
@@ -56,6 +56,14 @@ pub enum DiskError {
     Field(&'static str),
     #[error("it is cut short")]
     Short,
+}
+
+/// Of a drive, fixed when it is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FormatVersion {
+    /// No map pages: descriptors say who owns their slots, and are all read when it is opened.
+    V1 = 1,
+    V2 = 2,
 }
 
 /// The identity a drive got when it was formatted. Never told to anybody, so that no guest can
@@ -75,10 +83,13 @@ pub struct DriveShape {
 /// Where each area of a drive lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
+    pub version: FormatVersion,
     pub media: Media,
     /// Blocks of a slot, the extent of space.
     pub slot_blocks: u32,
+    /// Pages are numbered through: replica rows, then map pages, then descriptors.
     pub replica_pages: u32,
+    pub map_pages: u32,
     pub descriptor_pages: u32,
     /// Two tables of `pages()` blocks each, A then B.
     pub pages_offset: u64,
@@ -90,18 +101,28 @@ pub struct Layout {
 
 impl Layout {
     /// The layout of such a drive, or how many bytes it would need at least.
-    pub fn of(shape: &DriveShape) -> Result<Self, u64> {
+    pub fn of(shape: &DriveShape, version: FormatVersion) -> Result<Self, u64> {
         let slot_bytes = u64::from(shape.media.extent_bytes());
         let slot_blocks = shape.media.extent_bytes() / BLOCK_BYTES;
         let per_page = page::descriptors_per_page(slot_blocks);
         let journal_bytes = shape.journal_bytes / AREA_ALIGN * AREA_ALIGN;
         let pages_offset = AREA_ALIGN;
+        let groups = map::groups_per_page(slot_blocks);
+        // With maps, one more than there are whole groups for.
+        let (map_blocks, spare_blocks) = match version {
+            FormatVersion::V1 => (0, 0),
+            FormatVersion::V2 => (2 * BLOCK, 2 * BLOCK),
+        };
+        let rows = 2 * u64::from(shape.replicas_max) * BLOCK + spare_blocks;
         let fixed = pages_offset
-            + (2 * u64::from(shape.replicas_max) * BLOCK).next_multiple_of(AREA_ALIGN)
+            + rows.next_multiple_of(AREA_ALIGN)
             + journal_bytes
             + slot_bytes
             + 2 * AREA_ALIGN;
-        let wanted = fixed + u64::from(per_page) * slot_bytes + 2 * BLOCK;
+        // A page of descriptors costs two blocks for its slots, and its share of a map page.
+        let groups = u64::from(groups);
+        let group = groups * (u64::from(per_page) * slot_bytes + 2 * BLOCK) + map_blocks;
+        let wanted = fixed + group.div_ceil(groups);
         if journal_bytes < JOURNAL_BYTES_MIN
             || shape.replicas_max == 0
             || shape.replicas_max > REPLICAS_MAX
@@ -109,20 +130,26 @@ impl Layout {
         {
             return Err(wanted.max(fixed - journal_bytes + JOURNAL_BYTES_MIN));
         }
-        // A page of descriptors costs two blocks for its slots.
-        let group = u64::from(per_page) * slot_bytes + 2 * BLOCK;
-        let descriptor_pages = (shape.drive_bytes - fixed) / group;
+        let room = u128::from(shape.drive_bytes - fixed);
+        let descriptor_pages = room * u128::from(groups) / u128::from(group);
         let descriptor_pages =
             u32::try_from(descriptor_pages).unwrap_or(u32::MAX).min(u32::MAX / per_page - 1);
-        let tables = 2 * BLOCK * (u64::from(shape.replicas_max) + u64::from(descriptor_pages));
+        let map_pages = match version {
+            FormatVersion::V1 => 0,
+            FormatVersion::V2 => descriptor_pages.div_ceil(map::groups_per_page(slot_blocks)),
+        };
+        let pages = [shape.replicas_max, map_pages, descriptor_pages];
+        let tables = 2 * BLOCK * pages.into_iter().map(u64::from).sum::<u64>();
         let journal_offset = (pages_offset + tables).next_multiple_of(AREA_ALIGN);
         let slots_offset = (journal_offset + journal_bytes).next_multiple_of(slot_bytes);
         let slots = descriptor_pages * per_page;
         assert!(slots_offset + u64::from(slots) * slot_bytes <= shape.drive_bytes);
         Ok(Self {
+            version,
             media: shape.media,
             slot_blocks,
             replica_pages: shape.replicas_max,
+            map_pages,
             descriptor_pages,
             pages_offset,
             journal_offset,
@@ -142,7 +169,29 @@ impl Layout {
     }
 
     pub fn pages(&self) -> u32 {
-        self.replica_pages + self.descriptor_pages
+        self.first_descriptor_page() + self.descriptor_pages
+    }
+
+    pub fn first_descriptor_page(&self) -> u32 {
+        self.replica_pages + self.map_pages
+    }
+
+    /// The pages that are read whenever the drive is opened begin with 0 and end here.
+    pub fn pages_read_at_open(&self) -> u32 {
+        match self.version {
+            FormatVersion::V1 => self.pages(),
+            FormatVersion::V2 => self.first_descriptor_page(),
+        }
+    }
+
+    pub fn kind_of(&self, page: u32) -> page::PageKind {
+        if page < self.replica_pages {
+            page::PageKind::Replica
+        } else if page < self.first_descriptor_page() {
+            page::PageKind::Map
+        } else {
+            page::PageKind::Descriptors
+        }
     }
 
     /// Where a half (0: A, 1: B) of a page lies.
@@ -161,6 +210,7 @@ impl Layout {
 /// Where recovery begins. Two of them, written in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
+    pub version: FormatVersion,
     pub uuid: DriveUuid,
     pub shape: DriveShape,
     /// Rises with each write; the valid one with the higher counts.
@@ -171,12 +221,13 @@ pub struct Superblock {
     pub tail_lsn: u64,
     /// Everything up to this LSN was durable when this was written.
     pub durable_lsn: u64,
-    /// Descriptor pages from this one on were never written, whatever lies there: opening a thin
-    /// drive costs what is used of it.
+    /// Map pages (descriptor pages in version 1) from this one on were never written, whatever
+    /// lies there: opening a thin drive costs what is used of it.
     pub pages_written: u32,
     /// Pages written up to this checkpoint are durable.
     pub checkpoint: u64,
-    /// Exclusive or of [`page::fingerprint`] over the last halves written up to `checkpoint`.
+    /// Exclusive or of [`page::fingerprint`] over the last halves, written up to `checkpoint`, of
+    /// the pages that are read at open.
     pub pages_fingerprint: u64,
     /// Replicas whose record is not newer than this LSN may miss acknowledged changes.
     pub stale_lsn: u64,
@@ -186,7 +237,7 @@ impl Superblock {
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(BLOCK_LEN);
         out.put_u32_le(SUPERBLOCK_MAGIC);
-        out.put_u16_le(FORMAT_VERSION);
+        out.put_u16_le(self.version as u16);
         out.put_u16_le(match self.shape.media {
             Media::Ssd => 1,
             Media::Hdd => 2,
@@ -221,10 +272,11 @@ impl Superblock {
         if crc32c::crc32c(&bytes[..SUPERBLOCK_LEN - 4]) != stored.get_u32_le() {
             return Err(DiskError::Crc);
         }
-        let version = body.get_u16_le();
-        if version != FORMAT_VERSION {
-            return Err(DiskError::Version(version));
-        }
+        let version = match body.get_u16_le() {
+            1 => FormatVersion::V1,
+            2 => FormatVersion::V2,
+            other => return Err(DiskError::Version(other)),
+        };
         let media = match body.get_u16_le() {
             1 => Media::Ssd,
             2 => Media::Hdd,
@@ -240,6 +292,7 @@ impl Superblock {
         };
         let pages_written = body.get_u32_le();
         let found = Self {
+            version,
             uuid: DriveUuid(uuid),
             shape,
             sequence: body.get_u64_le(),

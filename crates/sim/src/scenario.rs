@@ -518,6 +518,7 @@ fn server_params() -> Vec<ServerParams> {
             drive_bytes: 256 << 20,
             journal_bytes: 4 << 20,
             replicas_max: 32,
+            memory_bytes: 2 << 20,
         },
         capacity: ByteCount::new(100 << 30),
         rate: Rate { iops: Iops::new(50_000), throughput: MibPerSec::new(2_000) },

@@ -395,6 +395,8 @@ fn status_of(error: &OpError) -> Status {
         OpError::OutOfRange => Status::OutOfRange,
         OpError::BadBlock { .. } => Status::BadBlock,
         OpError::BadChecksum => Status::BadChecksum,
-        OpError::UnknownReplica | OpError::Full | OpError::DriveFailed => Status::Moved,
+        OpError::UnknownReplica | OpError::Full | OpError::Memory { .. } | OpError::DriveFailed => {
+            Status::Moved
+        }
     }
 }

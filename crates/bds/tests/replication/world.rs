@@ -717,5 +717,11 @@ impl World {
 }
 
 pub fn geometry(media: Media) -> engine::api::Geometry {
-    engine::api::Geometry { media, drive_bytes: 256 << 20, journal_bytes: 4 << 20, replicas_max: 8 }
+    engine::api::Geometry {
+        media,
+        drive_bytes: 256 << 20,
+        journal_bytes: 4 << 20,
+        replicas_max: 8,
+        memory_bytes: 16 << 20,
+    }
 }

@@ -68,20 +68,20 @@ impl Opening {
 
     /// Another batch was found: the one before it was durable when this one was written.
     fn hold(&mut self, batch: Batch) {
-        self.apply_held();
+        self.count_held();
         self.chain.position = batch.end();
         self.chain.last_lsn = batch.header.last_lsn();
         self.chain.known_durable = self.chain.known_durable.max(batch.header.durable_lsn);
         self.chain.held = Some(batch);
     }
 
-    fn apply_held(&mut self) {
+    fn count_held(&mut self) {
         let Some(batch) = self.chain.held.take() else { return };
-        self.replay.apply(&batch);
         let last_lsn = batch.header.last_lsn();
         let (start, end) = (batch.header.position, batch.end());
         self.chain.spans.push_back(Span { start, end, last_lsn });
         self.chain.applied_lsn = last_lsn;
+        self.replay.add(batch);
     }
 
     fn read_scan(&mut self, at: u64, left: u64, out: &mut Vec<Action>) {
@@ -125,13 +125,13 @@ impl Opening {
 
     /// The last batch counts if it was durable, or if all it relies on is on the drive.
     fn judge_held(&mut self, out: &mut Vec<Action>) {
-        let Some(held) = &self.chain.held else { return self.settle(out) };
+        let Some(held) = &self.chain.held else { return self.load_wanted(out) };
         let durable = self.replay.damaged
             || held.header.last_lsn() <= self.chain.known_durable
             || is_on(Sabotage::LastBatchUnchecked);
         if durable {
-            self.apply_held();
-            self.settle(out);
+            self.count_held();
+            self.load_wanted(out);
         } else if !held.payload_is_whole() {
             self.drop_held(out);
         } else {
@@ -143,8 +143,8 @@ impl Opening {
 
     fn verify(&mut self, left: Vec<Relied>, out: &mut Vec<Action>) {
         let Some(next) = left.last() else {
-            self.apply_held();
-            return self.settle(out);
+            self.count_held();
+            return self.load_wanted(out);
         };
         let inside =
             next.slot < self.layout.slots && next.first + next.count() <= self.layout.slot_blocks;
@@ -174,7 +174,7 @@ impl Opening {
         let held = self.chain.held.take().expect("it is being judged");
         self.chain.position = held.header.position;
         self.chain.last_lsn = self.chain.applied_lsn;
-        self.settle(out);
+        self.load_wanted(out);
     }
 }
 

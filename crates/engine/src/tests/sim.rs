@@ -111,7 +111,7 @@ pub struct Bench {
 }
 
 pub fn geometry(media: Media, drive_bytes: u64) -> Geometry {
-    Geometry { media, drive_bytes, journal_bytes: 4 << 20, replicas_max: 4 }
+    Geometry { media, drive_bytes, journal_bytes: 4 << 20, replicas_max: 4, memory_bytes: 16 << 20 }
 }
 
 impl Bench {

@@ -7,13 +7,16 @@
 //! 64 body
 //! ```
 //!
-//! The body of a descriptor page is also how the engine keeps it in memory; the accessors here
-//! work on it in place.
+//! The bodies of map and descriptor pages are also how the engine keeps them in memory; the
+//! accessors here and in [`super::map`] work on them in place.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use model::{epoch::ModSeq, id::ReplicaId};
 
-use super::{BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, REPLICA_BYTES_MAX, UNIT_BLOCKS};
+use super::{
+    BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, FormatVersion, REPLICA_BYTES_MAX, UNIT_BLOCKS,
+    map::BIRTH_LIMIT,
+};
 
 pub const PAGE_HEADER_LEN: usize = 64;
 pub const PAGE_BODY_LEN: usize = BLOCK_LEN - PAGE_HEADER_LEN;
@@ -26,7 +29,9 @@ const DESCRIPTOR_HEAD_LEN: usize = 16;
 const UNIT_LEN: usize = 80;
 const UNIT_CRCS: usize = 16;
 const USED: u8 = 1;
-const REPLICA_HEAD_LEN: usize = 24;
+/// Of a replica's row, before its metadata.
+const REPLICA_HEAD_LEN: usize = 128;
+const REPLICA_HEAD_LEN_V1: usize = 24;
 
 const _: () = assert!(REPLICA_HEAD_LEN + META_LEN_MAX <= PAGE_BODY_LEN);
 const _: () = assert!(UNIT_LEN == UNIT_CRCS + 4 * UNIT_BLOCKS as usize);
@@ -35,6 +40,7 @@ const _: () = assert!(UNIT_LEN == UNIT_CRCS + 4 * UNIT_BLOCKS as usize);
 pub enum PageKind {
     Replica = 1,
     Descriptors = 2,
+    Map = 3,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +86,7 @@ pub fn decode_page(
     if head.get_u32_le() != MAGIC {
         return Err(DiskError::Magic);
     }
-    let stored = u32::from_le_bytes(bytes[60..64].try_into().expect("four bytes"));
-    if page_crc(bytes) != stored {
+    if page_crc(bytes) != stored_crc(bytes) {
         return Err(DiskError::Crc);
     }
     let version = head.get_u16_le();
@@ -103,6 +108,11 @@ pub fn decode_page(
 
 fn page_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&bytes[..60]), &bytes[64..])
+}
+
+/// The checksum that a half carries.
+pub fn stored_crc(half: &[u8]) -> u32 {
+    u32::from_le_bytes(half[60..64].try_into().expect("four bytes"))
 }
 
 /// What a half contributes to the superblock's fingerprint of all pages: recovery thereby finds
@@ -141,10 +151,10 @@ pub struct Owner {
 ///
 /// ```text
 ///  0 replica u64   8 extent u32   12 state u8 (0 free, 1 used)   13 zero [3]
-/// 16 per unit: mod_seq u64, valid u16, zero [6], CRC32C u32 × 16
+/// 16 per unit: mod_seq u64, valid u16, lost u16, zero [4], CRC32C u32 × 16
 /// ```
 ///
-/// Invariant: a unit with no valid block has `mod_seq` zero.
+/// Invariants: a unit with no valid block has `mod_seq` zero; a lost block is valid.
 #[derive(Debug, Clone, Copy)]
 pub struct Descriptor<'a>(pub &'a [u8]);
 
@@ -168,6 +178,16 @@ impl Descriptor<'_> {
 
     pub fn is_valid(self, block: u32) -> bool {
         self.valid(block / UNIT_BLOCKS) >> (block % UNIT_BLOCKS) & 1 == 1
+    }
+
+    /// Blocks of which nothing is known any more, because the page that described them was lost.
+    pub fn lost(self, unit: u32) -> u16 {
+        let at = unit_at(unit) + 10;
+        u16::from_le_bytes(self.0[at..at + 2].try_into().expect("two bytes"))
+    }
+
+    pub fn is_lost(self, block: u32) -> bool {
+        self.lost(block / UNIT_BLOCKS) >> (block % UNIT_BLOCKS) & 1 == 1
     }
 
     /// Of a block of the slot; meaningless unless it is valid.
@@ -208,6 +228,11 @@ impl DescriptorMut<'_> {
         self.0[at..at + 2].copy_from_slice(&valid.to_le_bytes());
     }
 
+    pub fn set_lost(&mut self, unit: u32, lost: u16) {
+        let at = unit_at(unit) + 10;
+        self.0[at..at + 2].copy_from_slice(&lost.to_le_bytes());
+    }
+
     pub fn set_crc(&mut self, block: u32, crc: u32) {
         let at = crc_at(block);
         self.0[at..at + 4].copy_from_slice(&crc.to_le_bytes());
@@ -228,17 +253,23 @@ fn crc_at(block: u32) -> usize {
 ///
 /// ```text
 ///  0 replica u64   8 size u64   16 metadata length u16   18 state u8 (0 none, 1 used)   19 zero [5]
-/// 24 metadata
+/// 24 birth u64    32 zero [96]
+/// 128 metadata
 /// ```
+///
+/// In version 1 the metadata begins at 24 and there is no birth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaRow {
     pub replica: ReplicaId,
     pub size: u64,
+    /// LSN of the record that made the replica: what its extents are owned by, so that an id that
+    /// comes again finds nothing of its former life. Zero in version 1.
+    pub birth: u64,
     pub meta: Bytes,
 }
 
 /// The body of a replica's page; `None` for a row that is not used.
-pub fn encode_row(row: Option<&ReplicaRow>) -> Bytes {
+pub fn encode_row(version: FormatVersion, row: Option<&ReplicaRow>) -> Bytes {
     let Some(row) = row else { return Bytes::new() };
     assert!(row.meta.len() <= META_LEN_MAX, "metadata of {} bytes", row.meta.len());
     let mut out = BytesMut::with_capacity(REPLICA_HEAD_LEN + row.meta.len());
@@ -247,27 +278,40 @@ pub fn encode_row(row: Option<&ReplicaRow>) -> Bytes {
     out.put_u16_le(u16::try_from(row.meta.len()).expect("asserted above"));
     out.put_u8(USED);
     out.put_bytes(0, 5);
+    if version == FormatVersion::V2 {
+        out.put_u64_le(row.birth);
+        out.put_bytes(0, REPLICA_HEAD_LEN - out.len());
+    }
     out.put_slice(&row.meta);
     out.freeze()
 }
 
-pub fn decode_row(mut body: &[u8]) -> Result<Option<ReplicaRow>, DiskError> {
-    if body.len() < REPLICA_HEAD_LEN {
+pub fn decode_row(version: FormatVersion, body: &[u8]) -> Result<Option<ReplicaRow>, DiskError> {
+    let head_len = match version {
+        FormatVersion::V1 => REPLICA_HEAD_LEN_V1,
+        FormatVersion::V2 => REPLICA_HEAD_LEN,
+    };
+    if body.len() < head_len {
         return Err(DiskError::Short);
     }
-    let replica = ReplicaId::from_raw(body.get_u64_le());
-    let size = body.get_u64_le();
-    let len = usize::from(body.get_u16_le());
-    let used = body.get_u8();
-    body.advance(5);
+    let (mut head, rest) = body.split_at(head_len);
+    let replica = ReplicaId::from_raw(head.get_u64_le());
+    let size = head.get_u64_le();
+    let len = usize::from(head.get_u16_le());
+    let used = head.get_u8();
+    head.advance(5);
     if used != USED {
         return Ok(None);
     }
-    if len > META_LEN_MAX || len > body.len() {
+    let birth = if version == FormatVersion::V2 { head.get_u64_le() } else { 0 };
+    if len > META_LEN_MAX || len > rest.len() {
         return Err(DiskError::Field("metadata length"));
     }
     if size > REPLICA_BYTES_MAX {
         return Err(DiskError::Field("replica size"));
     }
-    Ok(Some(ReplicaRow { replica, size, meta: Bytes::copy_from_slice(&body[..len]) }))
+    if birth >= BIRTH_LIMIT || birth == 0 && version == FormatVersion::V2 {
+        return Err(DiskError::Field("birth"));
+    }
+    Ok(Some(ReplicaRow { replica, size, birth, meta: Bytes::copy_from_slice(&rest[..len]) }))
 }

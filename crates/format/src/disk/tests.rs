@@ -6,6 +6,7 @@ use super::{
     journal::{
         BatchHeader, PlacedUnit, RECORD_LEN_MAX, Record, begin_batch, decode_batch, finish_batch,
     },
+    map::{BIRTH_LIMIT, MapPage, MapPageMut, PageEntry, SlotOwner},
     page::{
         Descriptor, DescriptorMut, META_LEN_MAX, Owner, PAGE_BODY_LEN, PAGE_HEADER_LEN, PageHeader,
         PageKind, ReplicaRow, decode_page, decode_row, encode_page, encode_row,
@@ -22,6 +23,7 @@ fn shape(media: Media) -> DriveShape {
 
 fn superblock() -> Superblock {
     Superblock {
+        version: FormatVersion::V2,
         uuid: UUID,
         shape: shape(Media::Ssd),
         sequence: 5,
@@ -85,6 +87,7 @@ fn row() -> ReplicaRow {
     ReplicaRow {
         replica: ReplicaId::from_raw(0xabcd),
         size: 1 << 30,
+        birth: 0x1234_5678,
         meta: Bytes::from_static(b"meta"),
     }
 }
@@ -99,6 +102,19 @@ fn descriptor(slot_blocks: u32) -> Vec<u8> {
     bytes
 }
 
+fn map_page(slot_blocks: u32) -> Vec<u8> {
+    let mut body = vec![0; PAGE_BODY_LEN];
+    let mut map = MapPageMut { body: &mut body, slot_blocks };
+    map.clear();
+    map.set_entry(0, PageEntry { lsn: 9, crc: 0xdead_beef, half: Some(1) });
+    map.set_owner(0, 2, Some(slot_owner()));
+    body
+}
+
+fn slot_owner() -> SlotOwner {
+    SlotOwner { birth: 0x1234_5678_9abc, extent: 0xffff_fff0, layer: 7 }
+}
+
 /// Eight bytes to a line; lines of zeros are left out.
 fn dump(bytes: &[u8]) -> String {
     let mut text = String::new();
@@ -111,15 +127,24 @@ fn dump(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes on drives that exist: a change here needs a new format version and a migration.
+/// The bytes on drives that exist: a change here needs a new format version, and drives of the old
+/// one must still open.
 #[test]
 fn structures_have_their_bytes() {
     let descriptors = encode_page(UUID, &page_header(PageKind::Descriptors), &descriptor(16));
-    let replica = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(Some(&row())));
+    let map = encode_page(UUID, &page_header(PageKind::Map), &map_page(16));
+    let replica = |version| {
+        let row = encode_row(version, Some(&row()));
+        encode_page(UUID, &page_header(PageKind::Replica), &row)
+    };
+    let superblock_v1 = Superblock { version: FormatVersion::V1, ..superblock() };
     let found = [
         ("superblock", dump(&superblock().encode())),
+        ("superblock, version 1", dump(&superblock_v1.encode())),
         ("descriptor page", dump(&descriptors)),
-        ("replica page", dump(&replica)),
+        ("map page", dump(&map)),
+        ("replica page", dump(&replica(FormatVersion::V2))),
+        ("replica page, version 1", dump(&replica(FormatVersion::V1))),
         ("batch", dump(&batch(&records()))),
     ];
     let text: String = found.iter().map(|(name, bytes)| format!("{name}\n{bytes}")).collect();
@@ -129,46 +154,78 @@ fn structures_have_their_bytes() {
 
 #[test]
 fn layouts_have_their_offsets() {
-    let ssd = Layout::of(&shape(Media::Ssd)).expect("large enough");
+    let v1 = |media| Layout::of(&shape(media), FormatVersion::V1).expect("large enough");
+    let ssd = v1(Media::Ssd);
     assert_eq!((ssd.slots, ssd.descriptor_pages), (16_044, 382));
     assert_eq!((ssd.journal_offset, ssd.slots_offset), (0x39_0000, 0x139_0000));
     assert_eq!((ssd.page_offset(0, 0), ssd.page_offset(0, 1)), (0x1_0000, 0x1_0000 + 446 * BLOCK));
-    let hdd = Layout::of(&shape(Media::Hdd)).expect("large enough");
+    let hdd = v1(Media::Hdd);
     assert_eq!((hdd.slots, hdd.descriptor_pages), (1_002, 334));
     assert_eq!((hdd.journal_offset, hdd.slots_offset), (0x33_0000, 0x140_0000));
+    let v2 = |media| Layout::of(&shape(media), FormatVersion::V2).expect("large enough");
+    let ssd = v2(Media::Ssd);
+    assert_eq!((ssd.slots, ssd.descriptor_pages, ssd.map_pages), (16_044, 382, 55));
+    assert_eq!((ssd.journal_offset, ssd.slots_offset), (0x40_0000, 0x140_0000));
+    assert_eq!((ssd.page_offset(0, 0), ssd.page_offset(0, 1)), (0x1_0000, 0x1_0000 + 501 * BLOCK));
+    assert_eq!((ssd.pages_read_at_open(), ssd.first_descriptor_page()), (119, 119));
+    let hdd = v2(Media::Hdd);
+    assert_eq!((hdd.slots, hdd.descriptor_pages, hdd.map_pages), (1_002, 334, 5));
+    assert_eq!((hdd.journal_offset, hdd.slots_offset), (0x34_0000, 0x140_0000));
+}
+
+#[test]
+fn a_map_page_holds_what_is_put_in_it() {
+    for slot_blocks in [16, 256] {
+        let mut body = map_page(slot_blocks);
+        let last = (map::groups_per_page(slot_blocks) - 1, 2);
+        let mut change = MapPageMut { body: &mut body, slot_blocks };
+        change.set_owner(last.0, last.1, Some(slot_owner()));
+        change.set_owner(0, 1, Some(slot_owner()));
+        change.set_owner(0, 1, None);
+        let map = MapPage { body: &body, slot_blocks };
+        assert_eq!(map.entry(0), PageEntry { lsn: 9, crc: 0xdead_beef, half: Some(1) });
+        assert_eq!(map.entry(last.0), PageEntry::NONE);
+        assert_eq!((map.owner(0, 2), map.owner(0, 1)), (Some(slot_owner()), None));
+        assert_eq!(map.owner(last.0, last.1), Some(slot_owner()));
+    }
 }
 
 #[test]
 fn areas_do_not_overlap_whatever_the_size() {
-    for media in [Media::Ssd, Media::Hdd] {
+    let versions = [FormatVersion::V1, FormatVersion::V2];
+    let kinds = [Media::Ssd, Media::Hdd].into_iter().flat_map(|m| versions.map(|v| (m, v)));
+    for (media, version) in kinds {
         for step in 0..200u64 {
             let drive_bytes = (12 << 20) + step * step * 0x1_2345;
             let shape = DriveShape { media, drive_bytes, journal_bytes: 4 << 20, replicas_max: 5 };
-            let Ok(layout) = Layout::of(&shape) else { continue };
+            let Ok(layout) = Layout::of(&shape, version) else { continue };
             assert!(layout.pages_offset >= SUPERBLOCKS_BYTES);
             let pages_end = layout.page_offset(layout.pages() - 1, 1) + BLOCK;
             assert!(pages_end <= layout.journal_offset);
             assert!(layout.journal_offset + layout.journal_bytes <= layout.slots_offset);
             let end = layout.slot_offset(layout.slots - 1) + layout.slot_bytes();
             assert!(end <= drive_bytes);
+            let groups = map::groups_per_page(layout.slot_blocks);
+            let mapped = layout.map_pages * groups;
+            assert!(version == FormatVersion::V1 || mapped >= layout.descriptor_pages);
             // Not much is left over.
             let per_page = u64::from(layout.slots / layout.descriptor_pages);
             let spare = (per_page + 2) * layout.slot_bytes() + (256 << 10);
             assert!(drive_bytes - end < spare, "{} of {drive_bytes} unused", drive_bytes - end);
         }
-        let wanted = Layout::of(&DriveShape { drive_bytes: 1 << 20, ..shape(media) });
-        assert!(
-            Layout::of(&DriveShape { drive_bytes: wanted.expect_err("too small"), ..shape(media) })
-                .is_ok()
-        );
+        let wanted = Layout::of(&DriveShape { drive_bytes: 1 << 20, ..shape(media) }, version);
+        let drive_bytes = wanted.expect_err("too small");
+        assert!(Layout::of(&DriveShape { drive_bytes, ..shape(media) }, version).is_ok());
     }
 }
 
 #[test]
 fn a_superblock_survives_its_encoding() {
     for media in [Media::Ssd, Media::Hdd] {
-        let superblock = Superblock { shape: shape(media), ..superblock() };
-        assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
+        for version in [FormatVersion::V1, FormatVersion::V2] {
+            let superblock = Superblock { version, shape: shape(media), ..superblock() };
+            assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
+        }
     }
 }
 
@@ -183,10 +240,15 @@ fn a_page_survives_its_encoding_and_no_other_page_is_taken_for_it() {
     assert_eq!(decode_page(UUID, PageKind::Replica, 3, &bytes), Err(DiskError::Foreign));
     assert_eq!(decode_page(OTHER, header.kind, 3, &bytes), Err(DiskError::Foreign));
     let row = row();
-    let bytes = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(Some(&row)));
-    assert_eq!(decode_row(&bytes[PAGE_HEADER_LEN..]), Ok(Some(row)));
-    let bytes = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(None));
-    assert_eq!(decode_row(&bytes[PAGE_HEADER_LEN..]), Ok(None));
+    let bytes = encode_page(
+        UUID,
+        &page_header(PageKind::Replica),
+        &encode_row(FormatVersion::V2, Some(&row)),
+    );
+    assert_eq!(decode_row(FormatVersion::V2, &bytes[PAGE_HEADER_LEN..]), Ok(Some(row)));
+    let bytes =
+        encode_page(UUID, &page_header(PageKind::Replica), &encode_row(FormatVersion::V2, None));
+    assert_eq!(decode_row(FormatVersion::V2, &bytes[PAGE_HEADER_LEN..]), Ok(None));
 }
 
 #[test]
@@ -265,7 +327,8 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
         let _ = Superblock::decode(&bytes);
         let _ = decode_page(UUID, PageKind::Descriptors, 1, &bytes);
-        let _ = decode_row(&bytes);
+        let _ = decode_row(FormatVersion::V1, &bytes);
+        let _ = decode_row(FormatVersion::V2, &bytes);
         let _ = decode_batch(UUID, &bytes);
     }
 
@@ -297,7 +360,9 @@ proptest! {
         size in 0..=REPLICA_BYTES_MAX,
         meta in prop::collection::vec(any::<u8>(), 0..=META_LEN_MAX),
     ) {
-        let row = ReplicaRow { replica: ReplicaId::from_raw(raw), size, meta: meta.into() };
+        let replica = ReplicaId::from_raw(raw);
+        let birth = raw % (BIRTH_LIMIT - 1) + 1;
+        let row = ReplicaRow { replica, size, birth, meta: meta.into() };
         let (index, replica, meta) = (2, row.replica, row.meta.clone());
         let record = Record::Replica { index, replica, size, meta };
         let mut head = BytesMut::new();
@@ -305,7 +370,8 @@ proptest! {
         prop_assert!(head.len() <= RECORD_LEN_MAX);
         let (_, found) = decode_batch(UUID, &batch(std::slice::from_ref(&record))).expect("whole");
         prop_assert_eq!(found, vec![record]);
-        let page = encode_page(UUID, &page_header(PageKind::Replica), &encode_row(Some(&row)));
-        prop_assert_eq!(decode_row(&page[PAGE_HEADER_LEN..]), Ok(Some(row)));
+        let body = encode_row(FormatVersion::V2, Some(&row));
+        let page = encode_page(UUID, &page_header(PageKind::Replica), &body);
+        prop_assert_eq!(decode_row(FormatVersion::V2, &page[PAGE_HEADER_LEN..]), Ok(Some(row)));
     }
 }

@@ -51,6 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         drive_bytes: args.drive_gib << 30,
         journal_bytes: args.journal_mib << 20,
         replicas_max: 16,
+        memory_bytes: 64 << 20,
     };
     let turning = open(&args.drive, geometry, args.driver)?;
     let mut bench = Bench::prepare(turning, args.volume_gib << 30)?;
@@ -198,7 +199,9 @@ mod tests {
     fn every_kind_of_job_is_done_while_the_journal_comes_round() {
         let path = std::env::temp_dir().join(format!("pliant-bench-{}", std::process::id()));
         let (drive_bytes, journal_bytes) = (64 << 20, 4 << 20);
-        let geometry = Geometry { media: Media::Ssd, drive_bytes, journal_bytes, replicas_max: 4 };
+        let (media, memory_bytes) = (Media::Ssd, 1 << 20);
+        let geometry =
+            Geometry { media, drive_bytes, journal_bytes, replicas_max: 4, memory_bytes };
         let turning = open(&path, geometry, DriverKind::Portable).expect("a drive");
         let mut bench = Bench::prepare(turning, 32 << 20).expect("a volume");
         let jobs =

@@ -40,6 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         drive_bytes: bytes,
         journal_bytes: args.journal_mib << 20,
         replicas_max: args.replicas_max,
+        memory_bytes: 256 << 20,
     };
     let options = PortableOptions { path: args.drive.clone(), bytes, threads: 4, direct: true };
     let (mut turning, replicas) = Turning::open(geometry, Some(keep_zeros_out), |sink| {
@@ -49,7 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let crcs = vec![crc32c::crc32c(&data[..4096]); CHUNK / 4096];
     let mut changes = replicas.iter().flat_map(|replica| {
         let reach = (args.gib_each << 30).min(replica.size.get());
-        let mod_seq = ModSeq::from_raw(replica.mod_seq_max.raw() + 1);
+        let mod_seq = ModSeq::from_raw(1);
         (0..reach).step_by(CHUNK).map(move |offset| (replica.replica, mod_seq, offset))
     });
     let (mut in_flight, mut asked, mut laid) = (0, 0, 0);

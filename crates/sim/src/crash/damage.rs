@@ -8,7 +8,10 @@
 use std::collections::BTreeMap;
 
 use engine::api::{OpError, Outcome, Request};
-use format::disk::{DriveShape, Layout};
+use format::{
+    data::UnitMeta,
+    disk::{DriveShape, FormatVersion, Layout},
+};
 
 use super::{
     bench::Bench,
@@ -95,7 +98,7 @@ impl Rest {
             journal_bytes: g.journal_bytes,
             replicas_max: g.replicas_max,
         };
-        Layout::of(&shape).expect("an engine was opened on it")
+        Layout::of(&shape, FormatVersion::V2).expect("an engine was opened on it")
     }
 
     /// Where content begins: before it lie superblocks, metadata and journal.
@@ -223,6 +226,10 @@ impl Rest {
     }
 }
 
+fn is_valid(meta: &UnitMeta, block: usize) -> bool {
+    valid_of(meta) >> block & 1 == 1
+}
+
 fn told(error: OpError) -> String {
     error.to_string()
 }
@@ -250,9 +257,10 @@ fn look_at(bench: &mut Bench, raw: u64, held: &Replica, blocks: usize) -> Result
         return Err(format!("{blocks} blocks instead of {}", held.size));
     }
     let mut worst = Found::Harmless;
+    let mut bad = vec![false; held.blocks.len()];
     for (block, &tag) in held.blocks[..blocks].iter().enumerate() {
         match read_block(bench, raw, block)? {
-            None => worst = Found::BadBlock,
+            None => (worst, bad[block]) = (Found::BadBlock, true),
             Some(found) if found == tag || found == 0 && tag == ZEROS => {}
             Some(found) => return Err(format!("block {block} shows {found} instead of {tag}")),
         }
@@ -263,8 +271,17 @@ fn look_at(bench: &mut Bench, raw: u64, held: &Replica, blocks: usize) -> Result
     let mut seqs = vec![0; held.seqs.len()];
     for meta in &units {
         let unit = usize::try_from(meta.offset / BLOCK).expect("small") / UNIT;
-        seqs[unit] = meta.mod_seq.raw();
         let tags = &held.blocks[unit * UNIT..(unit + 1) * UNIT];
+        let some_bad = bad[unit * UNIT..((unit + 1) * UNIT).min(blocks)].contains(&true);
+        let is_older = meta.mod_seq.raw() < held.seqs[unit];
+        let says_more = tags.iter().enumerate().all(|(b, &tag)| tag == 0 || is_valid(meta, b));
+        if says_more && (some_bad || is_older && valid_of(meta) == u16::MAX) {
+            // Its page is lost: nothing is known of the unit but what memory has, and it says so
+            // to whoever compares replicas.
+            (worst, seqs[unit]) = (Found::BadBlock, held.seqs[unit]);
+            continue;
+        }
+        seqs[unit] = meta.mod_seq.raw();
         let wanted =
             tags.iter().enumerate().fold(0, |bits, (b, &tag)| bits | u16::from(tag != 0) << b);
         if valid_of(meta) != wanted {

@@ -48,6 +48,7 @@ impl History {
     pub fn run(mut self, last: Option<u64>) -> Result<(), String> {
         self.last = last.unwrap_or(u64::MAX - 1);
         self.trace.note(|| format!("{:?}", self.plan));
+        engine::sabotage::scatter(self.plan.scattered);
         let mut random = self.random.clone();
         let mut bench = self.open(Image::default(), &mut random)?;
         self.prefill(&mut bench)?;

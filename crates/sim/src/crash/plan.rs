@@ -1,4 +1,4 @@
-//! What kind of history a seed stands for: media, space, and what is asked for.
+//! What kind of history a seed stands for: media, space, memory, and what is asked for.
 
 use engine::api::Geometry;
 use model::volume::Media;
@@ -9,6 +9,8 @@ use crate::random::Random;
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub geometry: Geometry,
+    /// See `engine::sabotage::scatter`.
+    pub scattered: bool,
     pub mix: Mix,
     /// Changes and reads under way at once.
     pub in_flight_max: usize,
@@ -22,7 +24,10 @@ impl Plan {
         let media = if random.below(3) == 0 { Media::Hdd } else { Media::Ssd };
         // A third of the drives has no room for everything that is asked for.
         let tight = random.below(3) == 0;
+        // On a third, what little there is lies on many pages, of which few fit memory.
+        let scattered = !tight && random.below(2) == 0;
         let mib = match (media, tight) {
+            _ if scattered => 400,
             (Media::Ssd, false) => 16,
             (Media::Ssd, true) => 8,
             (Media::Hdd, false) => 24,
@@ -42,9 +47,10 @@ impl Plan {
             drive_bytes: mib << 20,
             journal_bytes: (4 << 20) + (random.below(5) << 16),
             replicas_max: 4,
+            memory_bytes: if scattered { 80 << 10 } else { 1 << 20 },
         };
         let in_flight_max = *random.pick(&[1, 6, 12, 12, 24]);
-        Self { geometry, mix, in_flight_max, prefill_max: 130, steps: 500 }
+        Self { geometry, scattered, mix, in_flight_max, prefill_max: 130, steps: 500 }
     }
 
     pub fn slot_bytes(&self) -> u64 {

@@ -6,7 +6,7 @@ use format::{
     attachments, ctl,
     data::DataMessage,
     disk::{
-        BLOCK_LEN, DriveUuid, Superblock,
+        BLOCK_LEN, DriveUuid, FormatVersion, Superblock,
         journal::{Record, begin_batch, decode_batch, finish_batch},
         page::{PageKind, decode_page, decode_row, encode_page, encode_row},
     },
@@ -105,7 +105,7 @@ pub fn seal_page(bytes: &mut Vec<u8>) {
 }
 
 fn page(bytes: &[u8]) -> Result<bool, String> {
-    for kind in [PageKind::Replica, PageKind::Descriptors] {
+    for kind in [PageKind::Replica, PageKind::Descriptors, PageKind::Map] {
         let Ok((header, body)) = decode_page(UUID, kind, valid::PAGE, bytes) else { continue };
         let whole = encode_page(UUID, &header, body);
         let again = decode_page(UUID, kind, valid::PAGE, &whole).map_err(|e| e.to_string())?;
@@ -115,9 +115,15 @@ fn page(bytes: &[u8]) -> Result<bool, String> {
 }
 
 fn row(bytes: &[u8]) -> Result<bool, String> {
-    let Ok(Some(found)) = decode_row(bytes) else { return Ok(false) };
-    let again = decode_row(&encode_row(Some(&found))).map_err(|e| e.to_string())?;
-    same(&Some(found), &again)
+    let mut accepted = false;
+    for version in [FormatVersion::V1, FormatVersion::V2] {
+        let Ok(Some(found)) = decode_row(version, bytes) else { continue };
+        let row = encode_row(version, Some(&found));
+        // A page's body, in which a row lies, is never shorter than what goes before the metadata.
+        let again = decode_row(version, &row).map_err(|e| e.to_string())?;
+        accepted |= same(&Some(found), &again)?;
+    }
+    Ok(accepted)
 }
 
 pub fn seal_batch(bytes: &mut Vec<u8>) {

@@ -6,7 +6,7 @@ use format::{
     ctl::{self, Attach, FromManager, ToManager},
     data::{Change, DataMessage, DigestQuery, Replicate, RequestId, Status, UnitMeta},
     disk::{
-        DriveShape, Superblock,
+        DriveShape, FormatVersion, Superblock,
         journal::{BatchHeader, PlacedUnit, Record, begin_batch, finish_batch},
         page::{Owner, PageHeader, PageKind, ReplicaRow, encode_page, encode_row},
     },
@@ -43,6 +43,7 @@ pub fn superblock(random: &mut Random) -> Vec<u8> {
         replicas_max: 64,
     };
     let found = Superblock {
+        version: a_version(random),
         uuid: UUID,
         shape,
         sequence: small(random),
@@ -57,19 +58,24 @@ pub fn superblock(random: &mut Random) -> Vec<u8> {
     found.encode().to_vec()
 }
 
+fn a_version(random: &mut Random) -> FormatVersion {
+    *random.pick(&[FormatVersion::V1, FormatVersion::V2])
+}
+
 fn a_row(random: &mut Random) -> ReplicaRow {
-    let meta = vec![7; random.below(3000) as usize];
-    ReplicaRow { replica: ReplicaId::from_raw(small(random)), size: 1 << 30, meta: meta.into() }
+    let meta = vec![7; random.below(3000) as usize].into();
+    let (replica, birth) = (ReplicaId::from_raw(small(random)), 1 + small(random));
+    ReplicaRow { replica, size: 1 << 30, birth, meta }
 }
 
 pub fn row(random: &mut Random) -> Vec<u8> {
-    encode_row(Some(&a_row(random))).to_vec()
+    encode_row(a_version(random), Some(&a_row(random))).to_vec()
 }
 
 pub fn page(random: &mut Random) -> Vec<u8> {
-    let kind = *random.pick(&[PageKind::Replica, PageKind::Descriptors]);
+    let kind = *random.pick(&[PageKind::Replica, PageKind::Descriptors, PageKind::Map]);
     let header = PageHeader { kind, page: PAGE, lsn: small(random), checkpoint: small(random) };
-    encode_page(UUID, &header, &encode_row(Some(&a_row(random)))).to_vec()
+    encode_page(UUID, &header, &encode_row(a_version(random), Some(&a_row(random)))).to_vec()
 }
 
 fn a_record(random: &mut Random) -> Record {
@@ -92,7 +98,7 @@ fn a_record(random: &mut Random) -> Record {
         3 => Record::Clear { slot, owner, mod_seq, first: 3, count: 1 + random.below(99) as u32 },
         4 => Record::Free { slot, owner },
         5 => {
-            let ReplicaRow { replica, size, meta } = a_row(random);
+            let ReplicaRow { replica, size, meta, .. } = a_row(random);
             Record::Replica { index, replica, size, meta }
         }
         6 => Record::Remove { index, replica },

@@ -25,6 +25,10 @@ const SCRUB_DAYS_DEFAULT: u32 = 14;
 const SCRUB_DAYS_MAX: u32 = 366;
 const SCRUB_MIB_DEFAULT: u32 = 8;
 const REPLICAS_MAX_DEFAULT: u32 = 256;
+/// Memory for a drive's metadata when the file does not say: its maps cost about 70 MiB for each
+/// TiB of an SSD, if all of it is used; the rest is a cache.
+const MEMORY_MIB_DEFAULT: u64 = 64;
+const MEMORY_MIB_PER_TIB: u64 = 96;
 /// Of a drive without its journal, what may be promised when the file does not say: the rest is
 /// for the engine's tables.
 const CAPACITY_PERCENT_DEFAULT: u64 = 95;
@@ -64,6 +68,9 @@ pub(super) struct DriveConfig {
     iops: u32,
     throughput_mib: u32,
     capacity_gib: Option<u32>,
+    /// Most memory that its metadata may take. With less, random reads of large drives are slower,
+    /// and replicas beyond what it can describe are refused.
+    memory_mib: Option<u32>,
     /// Threads that carry out its I/O.
     #[serde(default = "threads_default")]
     threads: usize,
@@ -144,6 +151,7 @@ impl DriveConfig {
         ensure!(self.journal_mib > 0, "'journal_mib' is 0");
         ensure!(self.journal_bytes() < self.bytes(), "'journal_mib' exceeds the drive");
         ensure!(self.replicas_max > 0, "'replicas_max' is 0");
+        ensure!(self.memory_mib != Some(0), "'memory_mib' is 0");
         ensure!(self.iops > 0, "'iops' is 0");
         ensure!(self.throughput_mib > 0, "'throughput_mib' is 0");
         let threads = 1..=THREADS_MAX;
@@ -156,6 +164,11 @@ impl DriveConfig {
 
     fn bytes(&self) -> u64 {
         Gib::new(self.size_gib).to_bytes().get()
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let default = MEMORY_MIB_DEFAULT + u64::from(self.size_gib) * MEMORY_MIB_PER_TIB / 1024;
+        self.memory_mib.map_or(default, u64::from) << 20
     }
 
     fn journal_bytes(&self) -> u64 {
@@ -180,6 +193,7 @@ impl DriveConfig {
                 drive_bytes: self.bytes(),
                 journal_bytes: self.journal_bytes(),
                 replicas_max: self.replicas_max,
+                memory_bytes: self.memory_bytes(),
             },
             capacity: self.capacity(),
             rate: Rate {

@@ -1,0 +1,99 @@
+//! Drives that earlier versions wrote are opened, read, changed and opened again.
+//!
+//! Each file in `drives` is a whole drive, block by block, as the engine of that version left it:
+//! a line has the block's number and its words, `word*count` for a run. The first line says what
+//! the replica held.
+
+use format::disk::FormatVersion;
+use model::{id::ReplicaId, volume::Media};
+
+use super::{
+    cases::{SIZE, content, read, replica, write, zero},
+    sim::{Bench, Image, geometry},
+};
+use crate::api::{OpError, Outcome, Request};
+
+struct Written {
+    image: Image,
+    content_crc: u32,
+    digest: u64,
+    slots_used: u64,
+}
+
+fn parse(text: &str) -> Written {
+    let mut lines = text.lines();
+    let head: Vec<&str> = lines.next().expect("a first line").split(' ').collect();
+    let hex = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
+    let mut image = Image::default();
+    for line in lines {
+        let (block, words) = line.split_once(' ').expect("a block and its words");
+        let mut bytes = Vec::new();
+        for word in words.split(' ') {
+            let (word, count) = word.split_once('*').unwrap_or((word, "1"));
+            let count: usize = count.parse().expect("a count");
+            bytes.extend(hex(word).to_le_bytes().repeat(count));
+        }
+        image.put(block.parse().expect("a number"), &bytes);
+    }
+    Written {
+        image,
+        content_crc: u32::try_from(hex(head[1])).expect("four bytes"),
+        digest: hex(head[3]),
+        slots_used: head[5].parse().expect("a count"),
+    }
+}
+
+fn content_crc(bench: &mut Bench) -> u32 {
+    let half = u32::try_from(SIZE / 2).expect("small");
+    let first = read(bench, 0, half);
+    crc32c::crc32c_append(crc32c::crc32c(&first), &read(bench, SIZE / 2, half))
+}
+
+fn digest(bench: &mut Bench) -> u64 {
+    let outcome = bench.ask(Request::Digest { replica: replica(), offset: 0, length: SIZE });
+    let Ok(Outcome::Digest { digest }) = outcome else { panic!("{outcome:?}") };
+    digest
+}
+
+#[test]
+fn drives_of_version_1_are_opened_read_and_changed() {
+    let drives = [
+        (Media::Ssd, include_str!("drives/v1_ssd.txt")),
+        (Media::Hdd, include_str!("drives/v1_hdd.txt")),
+    ];
+    for (media, text) in drives {
+        let written = parse(text);
+        let mut bench = Bench::open(geometry(media, 24 << 20), written.image);
+        let opened = bench.opened.take().expect("open");
+        assert_eq!(opened.len(), 1, "the other was removed");
+        assert!(!opened[0].stale);
+        assert_eq!((opened[0].replica, &opened[0].meta[..]), (replica(), &b"more"[..]));
+        assert_eq!(content_crc(&mut bench), written.content_crc);
+        assert_eq!(digest(&mut bench), written.digest);
+        assert_eq!(bench.engine.usage().slots_used, written.slots_used);
+        assert_eq!(bench.engine.format_version(), Some(FormatVersion::V1));
+
+        // It goes on as what it is: slots are freed, used again, and found after each crash.
+        for round in 0..20u64 {
+            let at = round % 5 * (512 << 10);
+            write(&mut bench, 100 + 3 * round, at, content(100 + round, 128));
+            zero(&mut bench, 101 + 3 * round, at, 64 << 10);
+            write(&mut bench, 102 + 3 * round, at + (4 << 10), content(200 + round, 2));
+            if round % 3 == 0 {
+                bench.cycle();
+            }
+            let (crc, digest_before) = (content_crc(&mut bench), digest(&mut bench));
+            let used = bench.engine.usage().slots_used;
+            bench = Bench::open(geometry(media, 24 << 20), bench.drive.seen.clone());
+            assert_eq!((content_crc(&mut bench), digest(&mut bench)), (crc, digest_before));
+            assert_eq!(bench.engine.usage().slots_used, used);
+        }
+        let remove = Request::RemoveReplica { replica: replica() };
+        assert_eq!(bench.ask(remove), Ok(Outcome::Done));
+        bench.cycle();
+        let mut bench = Bench::open(geometry(media, 24 << 20), bench.drive.seen.clone());
+        assert_eq!(bench.engine.usage().slots_used, 0);
+        let gone = Request::Read { replica: ReplicaId::from_raw(0xa1), offset: 0, length: 4096 };
+        assert_eq!(bench.ask(gone), Err(OpError::UnknownReplica));
+    }
+}
