@@ -134,7 +134,7 @@ impl Drive {
         let mut known = Vec::new();
         for (extent, slot) in self.extents_left(inquiry) {
             let start = u64::from(extent) * self.layout.slot_bytes();
-            if self.table.is_absent(self.table.descriptor_page(slot)) {
+            if self.is_undescribed(slot) {
                 absent = Some(start.max(inquiry.next));
                 break;
             }

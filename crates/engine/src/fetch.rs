@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Pages that one request waits for at once.
-pub const PAGES_MAX: usize = 64;
+pub const PAGES_MAX: usize = 80;
 
 #[derive(Debug, Default)]
 pub struct Fetching {
@@ -164,6 +164,11 @@ impl Drive {
             }
         }
         pages
+    }
+
+    /// Whether the page that describes the slot is not in memory.
+    pub fn is_undescribed(&self, slot: u32) -> bool {
+        self.table.is_absent(self.table.descriptor_page(slot))
     }
 
     /// Whether one of them is not in memory. Who waits for it waits with the others too, so that

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use format::disk::{BLOCK_LEN, ZERO_BLOCK_CRC, page::Owner};
+use format::disk::{BLOCK_LEN, UNIT_BLOCKS, ZERO_BLOCK_CRC, page::Owner};
 use model::{
     id::ReplicaId,
     limits::FRAME_PAYLOAD_BYTES_MAX,
@@ -17,8 +17,14 @@ use model::{
 use crate::{
     api::{Action, DriveError, OpError, OpToken, Outcome},
     drive::{Drive, Io},
-    fetch::Waiting,
+    fetch::{PAGES_MAX, Waiting},
 };
+
+/// So a read waits once: the pages of all its extents are waited for together.
+const _: () = assert!(
+    FRAME_PAYLOAD_BYTES_MAX as usize / (UNIT_BLOCKS as usize * BLOCK_LEN) < PAGES_MAX,
+    "a read touches at most so many pages"
+);
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -108,8 +114,8 @@ impl Drive {
         if length > FRAME_PAYLOAD_BYTES_MAX {
             return self.complete(op, Err(OpError::OutOfRange), out);
         }
-        let pages = self.pages_of(self.slots_in(request));
-        if self.lacks(&pages) {
+        if self.slots_in(request).any(|slot| self.is_undescribed(slot)) {
+            let pages = self.pages_of(self.slots_in(request));
             return self.park(op, Waiting::Read(request), pages, out);
         }
         let planned_lsn = self.journal.last_lsn();
