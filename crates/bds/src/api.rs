@@ -5,7 +5,7 @@
 
 pub use crate::turn::Finding;
 use bytes::Bytes;
-use engine::api::{DriveError, IoToken};
+use engine::api::{DriveError, Durability, IoToken, Urgency};
 use format::{
     ctl::{FromManager, ToManager},
     data::DataMessage,
@@ -144,7 +144,8 @@ pub enum Action {
         token: IoToken,
         offset: u64,
         data: Vec<Bytes>,
-        durable: bool,
+        durability: Durability,
+        urgency: Urgency,
     },
     FlushDrive {
         drive: DriveName,

@@ -168,8 +168,10 @@ impl Drive {
                 EngineAction::ReadDrive { token, offset, length } => {
                     FromDrive::Act(Action::ReadDrive { drive, token, offset, length })
                 }
-                EngineAction::WriteDrive { token, offset, data, durable } => {
-                    FromDrive::Act(Action::WriteDrive { drive, token, offset, data, durable })
+                EngineAction::WriteDrive { token, offset, data, durability, urgency } => {
+                    let write =
+                        Action::WriteDrive { drive, token, offset, data, durability, urgency };
+                    FromDrive::Act(write)
                 }
                 EngineAction::FlushDrive { token } => {
                     FromDrive::Act(Action::FlushDrive { drive, token })

@@ -97,6 +97,28 @@ impl Request {
 
 pub const META_BYTES_MAX: usize = 3072;
 
+/// What the completion of a write says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The drive took the bytes. A crash may lose them.
+    Later,
+    /// The bytes are on stable media. It says nothing of any others.
+    These,
+    /// The bytes, and everything that completed before the write was asked for, are on stable
+    /// media.
+    Everything,
+}
+
+/// Who waits for a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// A request that the engine accepted.
+    Request,
+    /// Nobody, while there is room in the journal: it may step back behind others, but must not be
+    /// starved.
+    Background,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     ReadDrive {
@@ -104,13 +126,13 @@ pub enum Action {
         offset: u64,
         length: u32,
     },
-    /// Write the segments one after the other. `durable`: complete only when these bytes and
-    /// everything that completed before are on stable media.
+    /// Write the segments one after the other.
     WriteDrive {
         token: IoToken,
         offset: u64,
         data: Vec<Bytes>,
-        durable: bool,
+        durability: Durability,
+        urgency: Urgency,
     },
     /// Complete when everything that completed before is on stable media.
     FlushDrive {

@@ -67,6 +67,7 @@ impl Drive {
             self.writeback.wanted |= !self.queue.is_empty();
             return;
         }
+        let places = batch.places;
         let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
         if is_on(Sabotage::AcknowledgedEarly) {
             self.complete_done(std::mem::take(&mut ops), out);
@@ -74,7 +75,7 @@ impl Drive {
         self.batch = Some(ops);
         self.seal_at = None;
         let offset = self.layout.journal_offset + offset;
-        self.ios.write_durable(Io::Batch, offset, segments, out);
+        self.ios.write(Io::Batch { places }, offset, segments, out);
     }
 
     pub fn batch_written(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -110,7 +111,7 @@ impl Drive {
             let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
             self.batch = Some(Vec::new());
             let offset = self.layout.journal_offset + offset;
-            self.ios.write_durable(Io::Batch, offset, segments, out);
+            self.ios.write(Io::Batch { places: false }, offset, segments, out);
         }
     }
 
@@ -320,6 +321,7 @@ impl Drive {
             self.vacate(lsn, old);
         }
         Record::Place { slot, owner, old, units }.put(&mut batch.head);
+        batch.places = true;
         batch.added(None);
     }
 

@@ -15,12 +15,15 @@ use model::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    api::{Action, DriveError, Event, IoToken, OpError, OpToken, Outcome, Usage},
+    api::{
+        Action, DriveError, Durability, Event, IoToken, OpError, OpToken, Outcome, Urgency, Usage,
+    },
     change::{Entry, Placing},
     fetch::Fetching,
     journal::{Journal, Tail},
     overlay::{Key, Overlay},
     read::{Readers, Reading},
+    sabotage::{Sabotage, is_on},
     space::Space,
     table::Table,
     writeback::Writeback,
@@ -65,7 +68,11 @@ pub struct Ios {
 
 #[derive(Debug)]
 pub enum Io {
-    Batch,
+    Batch {
+        /// It has a Place record: what that refers to was written elsewhere and must become
+        /// durable with it.
+        places: bool,
+    },
     /// Payload of a change, on its way to its slots.
     Payload(OpToken),
     Read {
@@ -97,12 +104,11 @@ impl Ios {
         out.push(Action::ReadDrive { token: self.token(io), offset, length });
     }
 
+    /// How durable and how urgent follows from what it is.
     pub fn write(&mut self, io: Io, offset: u64, data: Vec<Bytes>, out: &mut Vec<Action>) {
-        out.push(Action::WriteDrive { token: self.token(io), offset, data, durable: false });
-    }
-
-    pub fn write_durable(&mut self, io: Io, offset: u64, data: Vec<Bytes>, out: &mut Vec<Action>) {
-        out.push(Action::WriteDrive { token: self.token(io), offset, data, durable: true });
+        let (durability, urgency) = io.wants();
+        let token = self.token(io);
+        out.push(Action::WriteDrive { token, offset, data, durability, urgency });
     }
 
     pub fn flush(&mut self, io: Io, out: &mut Vec<Action>) {
@@ -186,7 +192,7 @@ impl Drive {
             return;
         }
         match io {
-            Io::Batch => self.batch_written(now, out),
+            Io::Batch { .. } => self.batch_written(now, out),
             Io::Payload(op) => self.payload_written(op),
             Io::Home(blocks) => self.home_written(blocks),
             Io::Page(page) => {
@@ -264,9 +270,24 @@ impl Drive {
 }
 
 impl Io {
+    /// A seal, and a batch of data or table changes alone, refer to nothing outside themselves; a
+    /// superblock follows a flush that made durable what it refers to.
+    fn wants(&self) -> (Durability, Urgency) {
+        match self {
+            Self::Batch { places: true } if !is_on(Sabotage::PlaceAlone) => {
+                (Durability::Everything, Urgency::Request)
+            }
+            Self::Batch { .. } => (Durability::These, Urgency::Request),
+            Self::Payload(_) => (Durability::Later, Urgency::Request),
+            Self::Home(_) | Self::Page(_) => (Durability::Later, Urgency::Background),
+            Self::Superblock(_) => (Durability::These, Urgency::Background),
+            Self::Read { .. } | Self::Fetch(_) | Self::Flush => unreachable!("no write"),
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
-            Self::Batch => "writing the journal",
+            Self::Batch { .. } => "writing the journal",
             Self::Payload(_) | Self::Home(_) => "writing data",
             Self::Read { .. } | Self::Fetch(_) => "reading",
             Self::Page(_) => "writing metadata",

@@ -109,6 +109,7 @@ impl Journal {
             payload: vec![Bytes::new()],
             payload_blocks: 0,
             records: 0,
+            places: false,
         }
     }
 
@@ -192,6 +193,8 @@ pub struct Batch {
     payload: Vec<Bytes>,
     payload_blocks: u32,
     records: u16,
+    /// A record refers to payload that was written elsewhere.
+    pub places: bool,
 }
 
 impl Batch {

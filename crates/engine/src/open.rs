@@ -20,7 +20,7 @@ use format::disk::{
 use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
 
 use crate::{
-    api::{Action, Event, IoToken, OpenError, OpenReplica},
+    api::{Action, Durability, Event, IoToken, OpenError, OpenReplica, Urgency},
     drive::{Drive, Ios, Parts},
     journal::{Found, Journal, Span, Tail, batch_start},
     replay::{Batch, Relied, Replay},
@@ -412,7 +412,7 @@ impl Opening {
 
     fn write_zeros(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
         let data = vec![BytesMut::zeroed(usize::try_from(length).expect("small")).freeze()];
-        out.push(Action::WriteDrive { token: self.next_token(), offset, data, durable: false });
+        self.write(offset, data, Durability::Later, out);
     }
 
     fn flush(&mut self, out: &mut Vec<Action>) {
@@ -423,7 +423,19 @@ impl Opening {
         self.superblock.sequence += 1;
         let offset = self.superblock.sequence % 2 * BLOCK;
         let data = vec![self.superblock.encode()];
-        out.push(Action::WriteDrive { token: self.next_token(), offset, data, durable: true });
+        // A flush has made durable what it refers to.
+        self.write(offset, data, Durability::These, out);
+    }
+
+    fn write(
+        &mut self,
+        offset: u64,
+        data: Vec<Bytes>,
+        durability: Durability,
+        out: &mut Vec<Action>,
+    ) {
+        let (token, urgency) = (self.next_token(), Urgency::Request);
+        out.push(Action::WriteDrive { token, offset, data, durability, urgency });
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Sabotage {
     PageInPlace,
     /// Payload is not waited for before its record is written.
     PayloadNotAwaited,
+    /// A batch that refers to payload elsewhere makes only its own bytes durable.
+    PlaceAlone,
     /// The last batch counts without a look at what it relies on.
     LastBatchUnchecked,
     /// Maps are not written with the descriptors whose halves they name.
@@ -46,7 +48,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -57,6 +59,7 @@ impl Sabotage {
         Self::HomeAhead,
         Self::PageInPlace,
         Self::PayloadNotAwaited,
+        Self::PlaceAlone,
         Self::LastBatchUnchecked,
         Self::MapLeftBehind,
         Self::LeftOverMapCounts,

@@ -261,7 +261,7 @@ impl Drive {
         self.superblock.pages_fingerprint = self.table.fingerprint();
         let offset = self.superblock.sequence % 2 * BLOCK;
         let image = self.superblock.encode();
-        self.ios.write_durable(Io::Superblock(tail), offset, vec![image], out);
+        self.ios.write(Io::Superblock(tail), offset, vec![image], out);
         Stage::Superblock
     }
 

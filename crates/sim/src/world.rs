@@ -11,7 +11,7 @@ use control::{
     machine as control_api,
     state::Write,
 };
-use engine::api::IoToken;
+use engine::api::{DriveError, Durability, IoToken};
 use format::{
     ctl::{Attach, FromManager, ToManager},
     data::DataMessage,
@@ -78,13 +78,14 @@ enum Happening {
         drive: DriveName,
         token: IoToken,
         ticket: u64,
-        durable: bool,
+        durability: Durability,
     },
     DriveFlushed {
         server: ServerId,
         life: u64,
         drive: DriveName,
         token: IoToken,
+        ticket: u64,
     },
     Committed {
         life: u64,
@@ -380,14 +381,10 @@ impl World {
                     self.feed_server(&server, bds_api::Event::DriveRead { drive, token, result });
                 }
             }
-            Happening::DriveWritten { server, life, drive, token, ticket, durable } => {
+            Happening::DriveWritten { server, life, drive, token, ticket, durability } => {
                 let process = self.servers.get_mut(&server).expect("known");
                 if process.life == life {
-                    let disk = process.drives.get_mut(&drive).expect("known");
-                    disk.complete_write(ticket);
-                    if durable {
-                        disk.flush();
-                    }
+                    process.drives.get_mut(&drive).expect("known").finish_write(ticket, durability);
                     let result = Ok(());
                     self.feed_server(
                         &server,
@@ -395,9 +392,11 @@ impl World {
                     );
                 }
             }
-            Happening::DriveFlushed { server, life, drive, token } => {
-                if self.servers[&server].life == life {
-                    let result = Ok(());
+            Happening::DriveFlushed { server, life, drive, token, ticket } => {
+                let process = self.servers.get_mut(&server).expect("known");
+                if process.life == life {
+                    let disk = process.drives.get_mut(&drive).expect("known");
+                    let result = disk.carry_out_flush(ticket).map_err(DriveError::Io);
                     self.feed_server(
                         &server,
                         bds_api::Event::DriveFlushed { drive, token, result },

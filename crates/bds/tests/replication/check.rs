@@ -39,8 +39,8 @@ impl Reader {
                     Action::ReadDrive { token, offset, length } => {
                         Event::DriveRead { token, result: Ok(self.disk.read(offset, length)) }
                     }
-                    Action::WriteDrive { token, offset, data, durable } => {
-                        self.disk.write(offset, &data, durable);
+                    Action::WriteDrive { token, offset, data, durability, .. } => {
+                        self.disk.write(offset, &data, durability);
                         Event::DriveWritten { token, result: Ok(()) }
                     }
                     Action::FlushDrive { token } => {

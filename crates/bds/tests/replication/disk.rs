@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use engine::api::Durability;
 
 use crate::world::Rng;
 
@@ -14,7 +15,7 @@ type Pages = BTreeMap<u64, Box<[u8; PAGE_LEN]>>;
 #[derive(Debug, Default, Clone)]
 pub struct Disk {
     stable: Pages,
-    /// Completed, but gone with the power; in order.
+    /// Pages that were written completely but are gone with the power; in order.
     cached: Vec<(u64, Vec<u8>)>,
     current: Pages,
 }
@@ -36,18 +37,29 @@ impl Disk {
         data.into()
     }
 
-    pub fn write(&mut self, offset: u64, segments: &[Bytes], durable: bool) {
+    /// Only what `durability` promises becomes stable.
+    pub fn write(&mut self, offset: u64, segments: &[Bytes], durability: Durability) {
         let data: Vec<u8> = segments.concat();
         put(&mut self.current, offset, &data);
-        self.cached.push((offset, data));
-        if durable {
-            self.flush();
+        let pages = (offset / PAGE..).zip(data.chunks(PAGE_LEN));
+        match durability {
+            Durability::Later => self.cached.extend(pages.map(|(p, data)| (p, data.to_vec()))),
+            Durability::These => {
+                // Older content of these pages cannot come back.
+                let end = (offset + data.len() as u64) / PAGE;
+                self.cached.retain(|(page, _)| !(offset / PAGE..end).contains(page));
+                put(&mut self.stable, offset, &data);
+            }
+            Durability::Everything => {
+                self.flush();
+                put(&mut self.stable, offset, &data);
+            }
         }
     }
 
     pub fn flush(&mut self) {
-        for (offset, data) in self.cached.drain(..) {
-            put(&mut self.stable, offset, &data);
+        for (page, data) in self.cached.drain(..) {
+            put(&mut self.stable, page * PAGE, &data);
         }
     }
 
@@ -84,11 +96,9 @@ impl Disk {
 
     /// The power fails: of what was not flushed, any blocks may have reached the medium.
     pub fn crash(&mut self, rng: &mut Rng) {
-        for (offset, data) in std::mem::take(&mut self.cached) {
-            for (index, chunk) in data.chunks(PAGE_LEN).enumerate() {
-                if rng.chance(50) {
-                    put(&mut self.stable, offset + index as u64 * PAGE, chunk);
-                }
+        for (page, data) in std::mem::take(&mut self.cached) {
+            if rng.chance(50) {
+                put(&mut self.stable, page * PAGE, &data);
             }
         }
         self.current = self.stable.clone();

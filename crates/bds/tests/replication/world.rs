@@ -14,7 +14,7 @@ use bds::{
     Server,
     api::{Action, ConnId, DriveParams, Event, Incident, ServerParams, Timing},
 };
-use engine::api::IoToken;
+use engine::api::{Durability, IoToken};
 use format::{
     ctl::{FromManager, ToManager},
     data::DataMessage,
@@ -115,7 +115,7 @@ pub enum Happening {
 #[derive(Debug)]
 pub enum DriveOp {
     Read { offset: u64, length: u32 },
-    Write { offset: u64, data: Vec<bytes::Bytes>, durable: bool },
+    Write { offset: u64, data: Vec<bytes::Bytes>, durability: Durability },
     Flush,
 }
 
@@ -574,8 +574,8 @@ impl World {
                 let result = Ok(disk.read(offset, length));
                 Event::DriveRead { drive, token, result }
             }
-            DriveOp::Write { offset, data, durable } => {
-                disk.write(offset, &data, durable);
+            DriveOp::Write { offset, data, durability } => {
+                disk.write(offset, &data, durability);
                 Event::DriveWritten { drive, token, result: Ok(()) }
             }
             DriveOp::Flush => {
@@ -663,8 +663,8 @@ impl World {
                 let after = slow + self.rng.micros(20, 150);
                 self.at(after, Happening::Drive { server, life, drive, token, op });
             }
-            Action::WriteDrive { drive, token, offset, data, durable } => {
-                let op = DriveOp::Write { offset, data, durable };
+            Action::WriteDrive { drive, token, offset, data, durability, .. } => {
+                let op = DriveOp::Write { offset, data, durability };
                 let after = slow + self.rng.micros(50, 600);
                 self.at(after, Happening::Drive { server, life, drive, token, op });
             }

@@ -7,7 +7,7 @@ use super::{
     cases::{bench, content, crcs, read, replica, seq, write, zero},
     sim::{Bench, Image, geometry},
 };
-use crate::api::{Action, Event, Outcome, Request};
+use crate::api::{Action, Durability, Event, Outcome, Request};
 
 /// A replica on a drive with few slots, all of them used.
 fn full() -> (Bench, u64) {
@@ -32,7 +32,7 @@ fn whole(at: u64, tag: u64) -> Request {
 /// Where the action at `index` writes, unless it is durable.
 fn lazy_write(bench: &Bench, index: usize) -> Option<u64> {
     match bench.under_way.get(index) {
-        Some(&Action::WriteDrive { offset, durable: false, .. }) => Some(offset),
+        Some(&Action::WriteDrive { offset, durability: Durability::Later, .. }) => Some(offset),
         _ => None,
     }
 }

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use engine::api::{Geometry, OpToken, Request};
+use engine::api::{Durability, Geometry, OpToken, Request};
 use format::data::Change;
 use model::{epoch::ModSeq, volume::Media};
 
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn keep_zeros_out(request: drive::Request) -> Result<drive::Request, Completion> {
     match request {
         // Journal and pages are written in other ways, and are never zeros alone.
-        drive::Request::Write { token, ref data, durable: false, .. }
+        drive::Request::Write { token, ref data, durability: Durability::Later, .. }
             if data.iter().all(|part| part.chunks(4096).all(|block| block == [0; 4096])) =>
         {
             Err(Completion::Written { token, result: Ok(()) })

@@ -136,8 +136,8 @@ impl Turning {
                 Action::ReadDrive { token, offset, length } => {
                     drive::Request::Read { token, offset, length }
                 }
-                Action::WriteDrive { token, offset, data, durable } => {
-                    drive::Request::Write { token, offset, data, durable }
+                Action::WriteDrive { token, offset, data, durability, urgency } => {
+                    drive::Request::Write { token, offset, data, durability, urgency }
                 }
                 Action::FlushDrive { token } => drive::Request::Flush { token },
                 Action::Opened { replicas } => {

@@ -24,7 +24,7 @@ mod tests;
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
-use engine::api::{DriveError, IoToken};
+use engine::api::{DriveError, Durability, IoToken, Urgency};
 use model::units::BLOCK;
 
 pub use emulated::{Emulated, Profile};
@@ -43,7 +43,8 @@ pub enum Request {
         token: IoToken,
         offset: u64,
         data: Vec<Bytes>,
-        durable: bool,
+        durability: Durability,
+        urgency: Urgency,
     },
     Flush {
         token: IoToken,

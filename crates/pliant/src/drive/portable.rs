@@ -70,14 +70,14 @@ impl Portable {
         let count = options.threads.max(1);
         let hands = hands(count, file.is_direct());
         let batched = hands.iter().all(|hands| hands.aio.is_some());
-        let (reads, lazy_writes) = if batched { BATCHED } else { SINGLE };
+        let (reads, writes) = if batched { BATCHED } else { SINGLE };
         // One thread has a whole batch with the kernel; meanwhile the next batch gathers.
         let lazy_threads_max = if batched { 1 } else { (count / 2).max(1) };
         let shared = Arc::new(Shared {
             file,
             batched,
             sink,
-            queue: Mutex::new(Queue::new(reads, lazy_writes, lazy_threads_max)),
+            queue: Mutex::new(Queue::new(reads, writes, lazy_threads_max)),
             work: Condvar::new(),
             group: Mutex::default(),
         });
@@ -153,6 +153,7 @@ impl Shared {
                 Task::Read(requests) => {
                     hands.read(&self.file, &requests, |done| self.sink.deliver(done));
                 }
+                Task::Write(requests) => self.sink.deliver(hands.write(&self.file, requests)),
                 Task::Lazy(requests) => {
                     self.sink.deliver(hands.write(&self.file, requests));
                     self.lock_queue().lazy_done();
@@ -235,7 +236,7 @@ mod tests {
     use std::sync::mpsc;
 
     use bytes::Bytes;
-    use engine::api::IoToken;
+    use engine::api::{Durability, IoToken, Urgency};
 
     use super::*;
 
@@ -250,7 +251,8 @@ mod tests {
         drive.shared.lock_group().failed = Some(error.clone());
         for round in 0..2 {
             let (token, data) = (IoToken(round), vec![Bytes::from_static(&[0; 4096])]);
-            drive.submit(vec![Request::Write { token, offset: 0, data, durable: true }]);
+            let (durability, urgency) = (Durability::These, Urgency::Request);
+            drive.submit(vec![Request::Write { token, offset: 0, data, durability, urgency }]);
             let failed = Completion::Written { token, result: Err(error.clone()) };
             assert_eq!(answers.recv().expect("an answer"), [failed]);
             drive.submit(vec![Request::Flush { token }]);

@@ -1,13 +1,15 @@
 //! What waits for a thread of the portable driver, and in which bites threads take it.
 //!
-//! Writes that need not be durable yet are mostly an engine's work in the background: they step
-//! back behind reads and durable writes, but wait for no more than [`PASSED_MAX`] of these.
+//! An engine's work in the background steps back behind everything else, but waits for no more
+//! than [`PASSED_MAX`] others.
 
 use std::collections::VecDeque;
 
+use engine::api::{Durability, Urgency};
+
 use super::Request;
 
-/// Lazy writes wait for no more urgent requests than this.
+/// Writes in the background wait for no more urgent tasks than this.
 const PASSED_MAX: usize = 4;
 
 /// How much of one kind a thread takes at once.
@@ -24,7 +26,9 @@ pub(super) enum Task {
     /// Writes, durable once synced, and flushes.
     Durable(Request),
     Read(Vec<Request>),
-    /// Writes that need not be durable yet. `Queue::lazy_done` follows.
+    /// Writes that need not be durable yet.
+    Write(Vec<Request>),
+    /// The same, in the background. `Queue::lazy_done` follows.
     Lazy(Vec<Request>),
 }
 
@@ -34,7 +38,7 @@ pub(super) struct Queue {
     urgent: VecDeque<Request>,
     lazy: VecDeque<Request>,
     reads: Bite,
-    lazy_writes: Bite,
+    writes: Bite,
     /// Threads that carry out lazy writes, and how many may.
     lazy_threads: usize,
     lazy_threads_max: usize,
@@ -45,12 +49,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(reads: Bite, lazy_writes: Bite, lazy_threads_max: usize) -> Self {
+    pub(super) fn new(reads: Bite, writes: Bite, lazy_threads_max: usize) -> Self {
         Self {
             urgent: VecDeque::new(),
             lazy: VecDeque::new(),
             reads,
-            lazy_writes,
+            writes,
             lazy_threads: 0,
             lazy_threads_max,
             passed: 0,
@@ -61,7 +65,9 @@ impl Queue {
 
     pub(super) fn push(&mut self, request: Request) {
         match request {
-            Request::Write { durable: false, .. } => self.lazy.push_back(request),
+            Request::Write {
+                durability: Durability::Later, urgency: Urgency::Background, ..
+            } => self.lazy.push_back(request),
             _ => self.urgent.push_back(request),
         }
     }
@@ -71,7 +77,7 @@ impl Queue {
         let urgent = self.urgent.len().div_ceil(self.reads.requests);
         // One that is not a read is a task of its own: it has come last, if at all.
         let durable = self.urgent.back().is_some_and(|r| !matches!(r, Request::Read { .. }));
-        let lazy = self.lazy.len().div_ceil(self.lazy_writes.requests);
+        let lazy = self.lazy.len().div_ceil(self.writes.requests);
         urgent + usize::from(durable) + lazy.min(self.lazy_threads_max - self.lazy_threads)
     }
 
@@ -80,12 +86,17 @@ impl Queue {
         if lazy && (self.urgent.is_empty() || self.passed >= PASSED_MAX) {
             self.passed = 0;
             self.lazy_threads += 1;
-            return Some(Task::Lazy(take(&mut self.lazy, self.lazy_writes, |_| true)));
+            return Some(Task::Lazy(take(&mut self.lazy, self.writes, |_| true)));
         }
         let task = match self.urgent.front()? {
             Request::Read { .. } => {
                 let is_read = |r: &Request| matches!(r, Request::Read { .. });
                 Task::Read(take(&mut self.urgent, self.reads, is_read))
+            }
+            Request::Write { durability: Durability::Later, .. } => {
+                let is_later =
+                    |r: &Request| matches!(r, Request::Write { durability: Durability::Later, .. });
+                Task::Write(take(&mut self.urgent, self.writes, is_later))
             }
             _ => Task::Durable(self.urgent.pop_front()?),
         };
@@ -128,8 +139,12 @@ mod tests {
     const BITE: Bite = Bite { requests: 8, bytes: 64 << 10 };
 
     fn lazy(blocks: usize) -> Request {
-        let data = vec![Bytes::from(vec![0; blocks * 4096])];
-        Request::Write { token: IoToken(0), offset: 0, data, durable: false }
+        write(blocks, Urgency::Background)
+    }
+
+    fn write(blocks: usize, urgency: Urgency) -> Request {
+        let (token, data) = (IoToken(0), vec![Bytes::from(vec![0; blocks * 4096])]);
+        Request::Write { token, offset: 0, data, durability: Durability::Later, urgency }
     }
 
     fn read() -> Request {
@@ -140,12 +155,13 @@ mod tests {
         Request::Flush { token: IoToken(0) }
     }
 
-    /// `d` for a durable task, `r` or `l` and the number of requests for others.
+    /// `d` for a durable task, `r`, `w` or `l` and the number of requests for others.
     fn pop(queue: &mut Queue) -> String {
         match queue.pop() {
             None => "-".to_owned(),
             Some(Task::Durable(_)) => "d".to_owned(),
             Some(Task::Read(requests)) => format!("r{}", requests.len()),
+            Some(Task::Write(requests)) => format!("w{}", requests.len()),
             Some(Task::Lazy(requests)) => format!("l{}", requests.len()),
         }
     }
@@ -164,6 +180,16 @@ mod tests {
         assert_eq!(pops(&mut queue, 5), "d d d d -");
         queue.lazy_done();
         assert_eq!(pops(&mut queue, 1), "l8");
+    }
+
+    #[test]
+    fn a_write_that_somebody_waits_for_does_not_step_back() {
+        let mut queue = Queue::new(BITE, BITE, 1);
+        queue.push(lazy(1));
+        queue.push(write(4, Urgency::Request));
+        queue.push(write(4, Urgency::Request));
+        queue.push(read());
+        assert_eq!(pops(&mut queue, 4), "w2 r1 l1 -");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use engine::api::{DriveError, IoToken};
+use engine::api::{DriveError, Durability, IoToken, Urgency};
 
 use super::{elevator::Elevator, *};
 
@@ -125,7 +125,8 @@ fn read(token: u64, offset: u64, length: u32) -> Request {
 }
 
 fn write(token: u64, offset: u64, data: Vec<Bytes>, durable: bool) -> Request {
-    Request::Write { token: IoToken(token), offset, data, durable }
+    let durability = if durable { Durability::Everything } else { Durability::Later };
+    Request::Write { token: IoToken(token), offset, data, durability, urgency: Urgency::Request }
 }
 
 /// Bytes that differ from block to block, in memory that begins on no block boundary.

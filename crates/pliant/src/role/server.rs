@@ -148,8 +148,9 @@ impl Shell {
                 Action::ReadDrive { drive, token, offset, length } => {
                     self.queue(&drive, Request::Read { token, offset, length });
                 }
-                Action::WriteDrive { drive, token, offset, data, durable } => {
-                    self.queue(&drive, Request::Write { token, offset, data, durable });
+                Action::WriteDrive { drive, token, offset, data, durability, urgency } => {
+                    let write = Request::Write { token, offset, data, durability, urgency };
+                    self.queue(&drive, write);
                 }
                 Action::FlushDrive { drive, token } => {
                     self.queue(&drive, Request::Flush { token });

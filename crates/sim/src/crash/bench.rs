@@ -6,14 +6,14 @@ use std::{collections::VecDeque, time::Duration};
 use engine::{
     Engine,
     api::{
-        Action, DriveError, Event, Geometry, IoToken, OpError, OpToken, OpenReplica, Outcome,
-        Request,
+        Action, DriveError, Durability, Event, Geometry, IoToken, OpError, OpToken, OpenReplica,
+        Outcome, Request,
     },
 };
 use model::time::Instant;
 
 use super::trace::Trace;
-use crate::drive::{Drive, Stable, Ticket, faults::Faults, image::Image};
+use crate::drive::{Drive, Ticket, faults::Faults, image::Image};
 
 /// Actions without a request between them, far beyond what a drive of this size can need.
 const STEPS_MAX: u64 = 200_000;
@@ -49,7 +49,7 @@ pub struct Io {
 #[derive(Debug)]
 enum Work {
     Read { offset: u64, length: u32 },
-    Write { ticket: Ticket, offset: u64, blocks: u64, stable: Stable },
+    Write { ticket: Ticket, offset: u64, blocks: u64, durability: Durability },
     Flush { ticket: Ticket },
 }
 
@@ -96,14 +96,16 @@ impl Bench {
             let is_answer = matches!(action, Action::Complete { .. });
             assert!(is_answer || !out_of_service, "{action:?} of a drive out of service");
             match action {
-                Action::WriteDrive { token, offset, data, durable } => {
+                Action::WriteDrive { token, offset, data, durability, .. } => {
                     let blocks = data.iter().map(|part| part.len() as u64).sum::<u64>() / 4096;
                     let ticket = self.drive.begin_write(offset, &data);
-                    let stable = if durable { Stable::Everything } else { Stable::Nothing };
                     self.note(|| {
-                        format!("  write {} at {offset:#x}, {blocks} blocks, {stable:?}", token.0)
+                        format!(
+                            "  write {} at {offset:#x}, {blocks} blocks, {durability:?}",
+                            token.0
+                        )
                     });
-                    self.begin(token, Work::Write { ticket, offset, blocks, stable });
+                    self.begin(token, Work::Write { ticket, offset, blocks, durability });
                 }
                 Action::ReadDrive { token, offset, length } => {
                     self.begin(token, Work::Read { offset, length });
@@ -152,9 +154,9 @@ impl Bench {
                 let result = self.drive.carry_out_read(offset, length).map_err(DriveError::Io);
                 Event::DriveRead { token, result }
             }
-            Work::Write { ticket, offset, blocks, stable } => {
-                let result = self.drive.carry_out_write(ticket, stable).map_err(DriveError::Io);
-                self.at_boundary = result.is_ok() && stable != Stable::Nothing;
+            Work::Write { ticket, offset, blocks, durability } => {
+                let result = self.drive.carry_out_write(ticket, durability).map_err(DriveError::Io);
+                self.at_boundary = result.is_ok() && durability != Durability::Later;
                 if self.at_boundary {
                     self.durable_writes.truncate(DURABLE_WRITES_KEPT - 1);
                     self.durable_writes.push_front((offset / 4096, blocks));

@@ -13,6 +13,7 @@ pub mod image;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use engine::api::Durability;
 
 use crate::random::Random;
 use faults::{Faults, ReadFault, WriteFault};
@@ -23,17 +24,6 @@ const SECTOR_LEN: usize = 512;
 
 /// Names an action that is under way.
 pub type Ticket = u64;
-
-/// What the completion of a write makes stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stable {
-    /// Nothing.
-    Nothing,
-    /// What it wrote.
-    Itself,
-    /// What it wrote, and all that completed before it was issued.
-    Everything,
-}
 
 /// What a crash leaves of what is not stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,19 +145,19 @@ impl Drive {
 
     /// Completes a write, which stays in the cache.
     pub fn complete_write(&mut self, ticket: Ticket) {
-        self.finish_write(ticket, Stable::Nothing);
+        self.finish_write(ticket, Durability::Later);
     }
 
-    pub fn finish_write(&mut self, ticket: Ticket, stable: Stable) {
+    pub fn finish_write(&mut self, ticket: Ticket, durability: Durability) {
         let now = self.tick();
         let write = self.writes.get_mut(&ticket).expect("each write completes once");
         assert!(write.completed.replace(now).is_none(), "each write completes once");
         let issued = write.issued;
         write.apply(&mut self.seen);
-        match stable {
-            Stable::Nothing => {}
-            Stable::Itself => self.settle_one(ticket),
-            Stable::Everything => {
+        match durability {
+            Durability::Later => {}
+            Durability::These => self.settle_one(ticket),
+            Durability::Everything => {
                 self.settle(issued);
                 self.settle_one(ticket);
             }
@@ -175,7 +165,11 @@ impl Drive {
     }
 
     /// As [`Self::finish_write`], with the faults of the plan.
-    pub fn carry_out_write(&mut self, ticket: Ticket, stable: Stable) -> Result<(), String> {
+    pub fn carry_out_write(
+        &mut self,
+        ticket: Ticket,
+        durability: Durability,
+    ) -> Result<(), String> {
         let write = self.writes.get_mut(&ticket).expect("each write completes once");
         let bytes = write.blocks.len() as u64 * BLOCK;
         let offset = write.first * BLOCK;
@@ -193,7 +187,7 @@ impl Drive {
             Some(WriteFault::Misdirected(by)) => write.first = shifted(write.first, by),
             Some(WriteFault::Rot(bit)) => write.rot(bit),
         }
-        self.finish_write(ticket, stable);
+        self.finish_write(ticket, durability);
         Ok(())
     }
 

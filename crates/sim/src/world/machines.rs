@@ -75,27 +75,21 @@ impl World {
                     let delay = self.random.micros(20, 400);
                     self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
                 }
-                bds_api::Action::WriteDrive { drive, token, offset, data, durable } => {
+                bds_api::Action::WriteDrive { drive, token, offset, data, durability, .. } => {
                     let process = self.servers.get_mut(id).expect("known");
                     let disk = process.drives.get_mut(&drive).expect("known");
                     let ticket = disk.begin_write(offset, &data);
                     let delay = self.random.micros(20, 600);
                     let written =
-                        Happening::DriveWritten { server, life, drive, token, ticket, durable };
+                        Happening::DriveWritten { server, life, drive, token, ticket, durability };
                     self.schedule(delay, written);
                 }
                 bds_api::Action::FlushDrive { drive, token } => {
-                    // What has completed when the flush is issued is stable when it completes;
-                    // making it so at once can only hide a missing flush of what comes between.
-                    self.servers
-                        .get_mut(id)
-                        .expect("known")
-                        .drives
-                        .get_mut(&drive)
-                        .expect("known")
-                        .flush();
+                    let process = self.servers.get_mut(id).expect("known");
+                    let ticket = process.drives.get_mut(&drive).expect("known").begin_flush();
                     let delay = self.random.micros(50, 600);
-                    self.schedule(delay, Happening::DriveFlushed { server, life, drive, token });
+                    let flushed = Happening::DriveFlushed { server, life, drive, token, ticket };
+                    self.schedule(delay, flushed);
                 }
                 bds_api::Action::Reply { conn, message } => {
                     if let Some(from) = self.network.by_conn(&this, conn) {
