@@ -73,6 +73,12 @@ pub enum Request {
     Digest { replica: ReplicaId, offset: u64, length: u64 },
     /// Which blocks of the range hold data, one bit each, bit 0 of byte 0 first.
     Allocated { replica: ReplicaId, offset: u64, length: u64 },
+    /// The byte behind the last block that holds data: how far the replica may shrink.
+    HighestAllocated { replica: ReplicaId },
+    /// Which of the resync units that overlap the range have a greater `mod_seq`, one bit each, bit
+    /// 0 of byte 0 first. A unit that was emptied has none: who follows changes asks which units
+    /// hold data, too.
+    ChangedSince { replica: ReplicaId, mod_seq: ModSeq, offset: u64, length: u64 },
     /// Sets the resync units to exactly these: `mod_seq`, validity, checksums and content (`data`:
     /// the valid blocks of all units in order). A unit with no valid block is emptied. Completes
     /// when durable.
@@ -90,6 +96,8 @@ impl Request {
             | Self::Describe { replica, .. }
             | Self::Digest { replica, .. }
             | Self::Allocated { replica, .. }
+            | Self::HighestAllocated { replica }
+            | Self::ChangedSince { replica, .. }
             | Self::Install { replica, .. } => *replica,
         }
     }
@@ -172,6 +180,8 @@ pub enum Outcome {
     Described { units: Vec<UnitMeta> },
     Digest { digest: u64 },
     Allocated { bitmap: Bytes },
+    HighestAllocated { end: u64 },
+    ChangedSince { bitmap: Bytes },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -89,6 +89,12 @@ impl Drive {
             Request::Allocated { offset, length, .. } => {
                 return self.ask(op, Inquiry::allocated(replica, offset, length), out);
             }
+            Request::HighestAllocated { .. } => {
+                return self.ask(op, Inquiry::highest_allocated(replica), out);
+            }
+            Request::ChangedSince { mod_seq, offset, length, .. } => {
+                return self.ask(op, Inquiry::changed_since(replica, mod_seq, offset, length), out);
+            }
             Request::CreateReplica { size, meta, .. } => {
                 check_row(size, &meta).map(|()| Work::Create { size: size.get(), meta })
             }

@@ -1,4 +1,4 @@
-//! Questions that metadata answers: which units hold data, and their digest.
+//! Questions that metadata answers: which units hold data, which changed, and their digest.
 //!
 //! Invariants: a unit is described as it is at one moment, and units in order; the answers depend on
 //! what the replica holds, never on the drive's media or layout.
@@ -8,7 +8,7 @@ use format::{
     data::UnitMeta,
     disk::{UNIT_BLOCKS, UNIT_BYTES},
 };
-use model::{id::ReplicaId, units::BLOCK};
+use model::{epoch::ModSeq, id::ReplicaId, units::BLOCK};
 
 use crate::{
     api::{Action, OpError, OpToken, Outcome},
@@ -35,6 +35,10 @@ enum Answer {
     Digest(u64),
     /// One bit a block; made when the range is known to be legal.
     Bitmap(Vec<u8>),
+    /// One bit a unit; made likewise.
+    Newer(ModSeq, Vec<u8>),
+    /// The byte behind the last valid block. The range is the last extent.
+    End(u64),
 }
 
 impl Inquiry {
@@ -50,6 +54,14 @@ impl Inquiry {
         Self::new(replica, offset, length, Answer::Bitmap(Vec::new()))
     }
 
+    pub fn changed_since(replica: ReplicaId, than: ModSeq, offset: u64, length: u64) -> Self {
+        Self::new(replica, offset, length, Answer::Newer(than, Vec::new()))
+    }
+
+    pub fn highest_allocated(replica: ReplicaId) -> Self {
+        Self::new(replica, 0, 0, Answer::End(0))
+    }
+
     fn new(replica: ReplicaId, offset: u64, length: u64, answer: Answer) -> Self {
         Self { replica, offset, length, next: offset, split: false, answer }
     }
@@ -58,7 +70,18 @@ impl Inquiry {
         self.offset + self.length
     }
 
+    /// An index from the first unit of the range on.
+    fn unit_index(&self, at: u64) -> usize {
+        let unit_bytes = u64::from(UNIT_BYTES);
+        usize::try_from(at / unit_bytes - self.offset / unit_bytes).expect("replicas are bounded")
+    }
+
+    fn units(&self) -> usize {
+        if self.length == 0 { 0 } else { self.unit_index(self.end() - 1) + 1 }
+    }
+
     fn visit(&mut self, meta: UnitMeta) {
+        let index = self.unit_index(meta.offset);
         match &mut self.answer {
             Answer::Units(units) => units.push(meta),
             Answer::Digest(digest) => *digest = fold(*digest, &meta),
@@ -72,6 +95,14 @@ impl Inquiry {
                     }
                 }
             }
+            Answer::Newer(than, bitmap) if meta.mod_seq > *than => {
+                bitmap[index / 8] |= 1 << (index % 8);
+            }
+            Answer::Newer(..) => {}
+            Answer::End(end) => {
+                let valid = u16::from_le_bytes([meta.valid[0], meta.valid[1]]);
+                *end = meta.offset + u64::from(u16::BITS - valid.leading_zeros()) * BLOCK;
+            }
         }
     }
 
@@ -80,6 +111,8 @@ impl Inquiry {
             Answer::Units(units) => Outcome::Described { units },
             Answer::Digest(digest) => Outcome::Digest { digest },
             Answer::Bitmap(bitmap) => Outcome::Allocated { bitmap: Bytes::from(bitmap) },
+            Answer::Newer(_, bitmap) => Outcome::ChangedSince { bitmap: Bytes::from(bitmap) },
+            Answer::End(end) => Outcome::HighestAllocated { end },
         }
     }
 }
@@ -90,9 +123,14 @@ impl Drive {
         if let Err(error) = checked {
             return self.complete(op, Err(error), out);
         }
-        if let Answer::Bitmap(bitmap) = &mut inquiry.answer {
-            let bytes = (inquiry.length / BLOCK).div_ceil(8);
-            bitmap.resize(usize::try_from(bytes).expect("replicas are bounded"), 0);
+        let units = inquiry.units();
+        match &mut inquiry.answer {
+            Answer::Bitmap(bitmap) => {
+                let bytes = (inquiry.length / BLOCK).div_ceil(8);
+                bitmap.resize(usize::try_from(bytes).expect("replicas are bounded"), 0);
+            }
+            Answer::Newer(_, bitmap) => bitmap.resize(units.div_ceil(8), 0),
+            Answer::Units(_) | Answer::Digest(_) | Answer::End(_) => {}
         }
         self.inquire(op, inquiry, out);
     }
@@ -103,6 +141,7 @@ impl Drive {
         if self.table.replica(inquiry.replica).is_none() {
             return self.complete(op, Err(OpError::UnknownReplica), out);
         }
+        self.follow_last_extent(&mut inquiry);
         let pages = self.pages_left(&inquiry);
         inquiry.split |= pages.len() == PAGES_MAX;
         if inquiry.split || !self.lacks(&pages) {
@@ -113,6 +152,20 @@ impl Drive {
             return self.park(op, Waiting::Inquiry(inquiry), pages, out);
         }
         self.complete(op, Ok(inquiry.outcome()), out);
+    }
+
+    /// The last extent may have become another one while its page was waited for.
+    fn follow_last_extent(&self, inquiry: &mut Inquiry) {
+        if !matches!(inquiry.answer, Answer::End(_)) {
+            return;
+        }
+        if let Some(extent) = self.table.last_extent(inquiry.replica) {
+            inquiry.offset = u64::from(extent) * self.layout.slot_bytes();
+            inquiry.length = self.layout.slot_bytes();
+        } else {
+            (inquiry.offset, inquiry.length) = (0, 0);
+        }
+        inquiry.next = inquiry.offset;
     }
 
     /// The extents that were not looked at.

@@ -167,6 +167,11 @@ impl Table {
         extents.into_iter().flat_map(move |map| map.range(first, last))
     }
 
+    /// The last extent that holds data.
+    pub fn last_extent(&self, replica: ReplicaId) -> Option<u32> {
+        self.replicas.get(&replica)?.extents.last()
+    }
+
     /// Of a slot that is owned and whose page is not absent.
     pub fn descriptor(&self, slot: u32) -> Descriptor<'_> {
         let (page, at) = (self.descriptor_page(slot), self.place_in_page(slot));

@@ -4,5 +4,6 @@ mod cases;
 mod damage;
 mod order;
 mod paging;
+mod queries;
 mod sim;
 mod versions;

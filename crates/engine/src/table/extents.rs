@@ -84,6 +84,12 @@ impl ExtentMap {
             .take_while(move |&(extent, _)| extent <= last)
     }
 
+    pub fn last(&self) -> Option<u32> {
+        let (&key, chunk) = self.chunks.last_key_value()?;
+        let mut used = (0..CHUNK_EXTENTS).zip(chunk.slots).filter(|&(_, slot)| slot != NONE);
+        used.next_back().map(|(index, _)| key * CHUNK_EXTENTS + index)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.range(0, u32::MAX)
     }
@@ -128,6 +134,7 @@ mod tests {
                 let some: Vec<_> = plain.range(first..=last).map(|(&e, &s)| (e, s)).collect();
                 prop_assert_eq!(map.range(first, last).collect::<Vec<_>>(), some);
             }
+            prop_assert_eq!(map.last(), plain.keys().next_back().copied());
             prop_assert_eq!(map.memory() > 0, map.len() > 0);
         }
     }

@@ -5,6 +5,7 @@
 
 use engine::api::{OpenReplica, Outcome, Request};
 use format::data::UnitMeta;
+use model::epoch::ModSeq;
 
 use super::{
     bench::Bench,
@@ -132,7 +133,38 @@ fn describe(bench: &mut Bench, raw: u64, size: usize) -> Result<Vec<UnitMeta>, S
     if bitmap[..] != wanted[..] {
         return Err("the allocation map differs from the description".into());
     }
+    check_queries(bench, raw, size, &units)?;
     Ok(units)
+}
+
+/// What is asked about the units agrees with their description.
+fn check_queries(
+    bench: &mut Bench,
+    raw: u64,
+    size: usize,
+    units: &[UnitMeta],
+) -> Result<(), String> {
+    let (replica, length) = (id(raw), size as u64 * BLOCK);
+    let asked = bench.ask(Request::HighestAllocated { replica })?;
+    let end = units.last().map_or(0, |meta| {
+        meta.offset + u64::from(u16::BITS - valid_of(meta).leading_zeros()) * BLOCK
+    });
+    if asked != (Outcome::HighestAllocated { end }) {
+        return Err(format!("{asked:?}, but the last block that is described ends at {end}"));
+    }
+    let mut seqs: Vec<_> = units.iter().map(|meta| meta.mod_seq).collect();
+    seqs.sort_unstable();
+    let mod_seq = seqs.get(seqs.len() / 2).copied().unwrap_or(ModSeq::NONE);
+    let asked = bench.ask(Request::ChangedSince { replica, mod_seq, offset: 0, length })?;
+    let mut wanted = vec![0; size.div_ceil(UNIT).div_ceil(8)];
+    for meta in units.iter().filter(|meta| meta.mod_seq > mod_seq) {
+        let unit = usize::try_from(meta.offset / BLOCK).expect("small") / UNIT;
+        wanted[unit / 8] |= 1 << (unit % 8);
+    }
+    if asked != (Outcome::ChangedSince { bitmap: wanted.into() }) {
+        return Err(format!("{asked:?} since {mod_seq:?} differs from the description"));
+    }
+    Ok(())
 }
 
 /// One round of splitmix64 for each word: what both sides of a resync must compute alike.
