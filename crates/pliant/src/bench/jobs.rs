@@ -19,7 +19,7 @@ use model::{
 
 use super::{Job, Kind, Outcome, prewrite, serve, turning::Turning};
 use crate::{
-    drive::{Driver, Portable, PortableOptions},
+    drive::{self, DriveOptions, Flush},
     load::worker::Numbers,
 };
 
@@ -34,13 +34,14 @@ pub struct Args {
     volume_gib: u64,
     #[arg(long, default_value_t = 64)]
     journal_mib: u64,
-    /// What carries out its I/O: portable
+    /// What carries out its I/O
     #[arg(long, default_value = "portable")]
     driver: DriverKind,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum DriverKind {
+    IoUring,
     Portable,
 }
 
@@ -63,10 +64,13 @@ fn open(path: &Path, geometry: Geometry, driver: DriverKind) -> anyhow::Result<T
     // A drive of zeros is formatted, one of before opened: always begin anew.
     let _ = std::fs::remove_file(path);
     prewrite(path, bytes)?;
-    let options = PortableOptions { path: path.to_owned(), bytes, threads: 4, direct: true };
-    let (turning, _) = Turning::open(geometry, None, |sink| match driver {
-        DriverKind::Portable => Ok(Box::new(Portable::open(&options, sink)?) as Box<dyn Driver>),
-    })?;
+    let kind = match driver {
+        DriverKind::IoUring => drive::DriverKind::IoUring,
+        DriverKind::Portable => drive::DriverKind::Portable,
+    };
+    let (path, flush) = (path.to_owned(), Flush::Auto);
+    let options = DriveOptions { path, bytes, threads: 4, direct: true, kind, flush };
+    let (turning, _) = Turning::open(geometry, None, |sink| Ok(drive::open(&options, sink)?))?;
     tracing::info!(driver = turning.description(), "drive opened");
     Ok(turning)
 }

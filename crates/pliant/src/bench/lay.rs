@@ -12,7 +12,7 @@ use format::data::Change;
 use model::{epoch::ModSeq, volume::Media};
 
 use super::{say, turning::Turning};
-use crate::drive::{self, Completion, Driver, Portable, PortableOptions};
+use crate::drive::{self, Completion, DriveOptions, DriverKind, Flush};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -42,10 +42,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         replicas_max: args.replicas_max,
         memory_bytes: 256 << 20,
     };
-    let options = PortableOptions { path: args.drive.clone(), bytes, threads: 4, direct: true };
-    let (mut turning, replicas) = Turning::open(geometry, Some(keep_zeros_out), |sink| {
-        Ok(Box::new(Portable::open(&options, sink)?) as Box<dyn Driver>)
-    })?;
+    let (path, kind, flush) = (args.drive.clone(), DriverKind::Auto, Flush::Auto);
+    let options = DriveOptions { path, bytes, threads: 4, direct: true, kind, flush };
+    let (mut turning, replicas) =
+        Turning::open(geometry, Some(keep_zeros_out), |sink| Ok(drive::open(&options, sink)?))?;
     let data = Bytes::from(vec![0; CHUNK]);
     let crcs = vec![crc32c::crc32c(&data[..4096]); CHUNK / 4096];
     let mut changes = replicas.iter().flat_map(|replica| {

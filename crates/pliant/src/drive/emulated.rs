@@ -23,15 +23,15 @@ pub use super::elevator::Profile;
 const CATCH_UP: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
-pub struct Emulated<D> {
-    shared: Arc<Shared<D>>,
+pub struct Emulated {
+    shared: Arc<Shared>,
     profile: Profile,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared<D> {
-    drive: D,
+struct Shared {
+    drive: Box<dyn Driver>,
     sink: Sink,
     desk: Arc<Desk>,
 }
@@ -51,12 +51,12 @@ struct State {
     closed: bool,
 }
 
-impl<D: Driver + Sync + 'static> Emulated<D> {
+impl Emulated {
     /// `open` opens the driver below, which must answer to the sink it is given.
     pub fn open(
         profile: Profile,
         sink: Sink,
-        open: impl FnOnce(Sink) -> Result<D, OpenError>,
+        open: impl FnOnce(Sink) -> Result<Box<dyn Driver>, OpenError>,
     ) -> Result<Self, OpenError> {
         let state = State { elevator: Elevator::new(profile), completion: None, closed: false };
         let desk = Arc::new(Desk { state: Mutex::new(state), changed: Condvar::new() });
@@ -74,7 +74,7 @@ impl<D: Driver + Sync + 'static> Emulated<D> {
     }
 }
 
-impl<D: Driver + Sync> Driver for Emulated<D> {
+impl Driver for Emulated {
     fn submit(&self, batch: Vec<Request>) {
         let now = Instant::now();
         let mut flushes = Vec::new();
@@ -101,7 +101,7 @@ impl<D: Driver + Sync> Driver for Emulated<D> {
     }
 }
 
-impl<D> Drop for Emulated<D> {
+impl Drop for Emulated {
     fn drop(&mut self) {
         self.shared.desk.lock().closed = true;
         self.shared.desk.changed.notify_one();
@@ -130,7 +130,7 @@ impl Desk {
     }
 }
 
-impl<D: Driver> Shared<D> {
+impl Shared {
     fn serve(&self) {
         let mut free_at = Instant::now();
         let mut opened = false;

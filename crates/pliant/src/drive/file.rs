@@ -14,8 +14,9 @@ use std::{
 use bytes::{Buf, Bytes};
 
 use super::{
-    OpenError,
+    DriveOptions, OpenError,
     buffer::{ALIGN, AlignedBuffer},
+    medium::Stability,
 };
 
 /// What a thread copies into before an unaligned write.
@@ -28,11 +29,13 @@ pub(super) struct DriveFile {
     file: File,
     /// Bypasses the page cache.
     direct: bool,
+    stability: Stability,
 }
 
 impl DriveFile {
     /// Opens the drive for this process alone. A file that is missing or empty is made, sparse.
-    pub(super) fn open(path: &Path, bytes: u64, direct: bool) -> Result<Self, OpenError> {
+    pub(super) fn open(options: &DriveOptions) -> Result<Self, OpenError> {
+        let path = options.path.as_path();
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let file = OpenOptions::new()
             .read(true)
@@ -49,9 +52,21 @@ impl DriveFile {
             }
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }
-        fit(&file, path, bytes)?;
-        let direct = direct && switch_to_direct(&file);
-        Ok(Self { file, direct })
+        fit(&file, path, options.bytes)?;
+        let direct = options.direct && switch_to_direct(&file);
+        let stability = Stability::of(&file.metadata().map_err(io)?, direct, options.flush);
+        // What an earlier process left in caches is on stable media before anything relies on it.
+        file.sync_data().map_err(io)?;
+        Ok(Self { file, direct, stability })
+    }
+
+    /// Whether a completed write needs an `fdatasync` to be durable.
+    pub(super) fn needs_sync(&self) -> bool {
+        self.stability.needs_sync()
+    }
+
+    pub(super) fn stability(&self) -> &Stability {
+        &self.stability
     }
 
     pub(super) fn is_direct(&self) -> bool {
@@ -183,7 +198,7 @@ impl DriveFile {
     }
 
     /// How far a short transfer got us: O_DIRECT can only go on from a block boundary.
-    fn usable(&self, count: usize, wanted: usize) -> io::Result<usize> {
+    pub(super) fn usable(&self, count: usize, wanted: usize) -> io::Result<usize> {
         let usable = if self.direct && count < wanted { count - count % ALIGN } else { count };
         if usable == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(usable) }
     }

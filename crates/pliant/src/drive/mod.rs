@@ -6,6 +6,7 @@
 //! - Every request is answered exactly once, also when the driver is dropped.
 //! - A durable write, and a flush, are answered after an `fdatasync` that began when the write,
 //!   and everything answered before, was already with the kernel.
+//! - Where completed writes are stable without an `fdatasync` (`medium`), none is made.
 //! - After a failed `fdatasync` no write is ever called durable again: the kernel may have
 //!   forgotten what it could not write.
 
@@ -15,8 +16,10 @@ mod buffer;
 mod elevator;
 mod emulated;
 mod file;
+mod medium;
 mod portable;
 mod queue;
+mod uring;
 
 #[cfg(test)]
 mod tests;
@@ -26,9 +29,12 @@ use std::{fmt, io, path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use engine::api::{DriveError, Durability, IoToken, Urgency};
 use model::units::BLOCK;
+use serde::Deserialize;
+
+use self::{file::DriveFile, portable::Portable, uring::Uring};
 
 pub use emulated::{Emulated, Profile};
-pub use portable::{Portable, PortableOptions};
+pub use medium::Flush;
 
 /// What an engine asks of its drive. Offsets and lengths are whole blocks.
 #[derive(Debug)]
@@ -80,6 +86,17 @@ pub enum Completion {
     Flushed { token: IoToken, result: Result<(), DriveError> },
 }
 
+impl Completion {
+    fn fail(&mut self, error: &DriveError) {
+        match self {
+            Self::Read { result, .. } => *result = Err(error.clone()),
+            Self::Written { result, .. } | Self::Flushed { result, .. } => {
+                *result = Err(error.clone());
+            }
+        }
+    }
+}
+
 /// Where completions go, from whatever thread has them.
 #[derive(Clone)]
 pub struct Sink(Arc<dyn Fn(Vec<Completion>) + Send + Sync>);
@@ -103,7 +120,7 @@ impl fmt::Debug for Sink {
 }
 
 /// One drive. Dropping it answers what is still under way first.
-pub trait Driver: Send {
+pub trait Driver: fmt::Debug + Send + Sync {
     /// Takes the requests; never waits for the drive.
     fn submit(&self, batch: Vec<Request>);
 
@@ -126,6 +143,53 @@ pub enum OpenError {
     Size { path: PathBuf, found: u64, wanted: u64 },
     #[error("drive {path} is neither a file nor a block device")]
     Kind { path: PathBuf },
+    #[error("drive {path}: its configuration asks for io_uring, which is refused; {remedy}")]
+    Refused {
+        path: PathBuf,
+        remedy: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Which driver carries out a drive's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverKind {
+    /// The one that was faster when it was measured last: the portable one.
+    #[default]
+    Auto,
+    IoUring,
+    Portable,
+}
+
+#[derive(Debug, Clone)]
+pub struct DriveOptions {
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Of the portable driver.
+    pub threads: usize,
+    /// Bypass the page cache if the file system allows it.
+    pub direct: bool,
+    pub kind: DriverKind,
+    pub flush: Flush,
+}
+
+/// Opens the drive with the driver that the options name.
+pub fn open(options: &DriveOptions, sink: Sink) -> Result<Box<dyn Driver>, OpenError> {
+    let file = Arc::new(DriveFile::open(options)?);
+    match options.kind {
+        DriverKind::Auto | DriverKind::Portable => {
+            Ok(Box::new(Portable::start(file, options, sink)?))
+        }
+        DriverKind::IoUring => match Uring::start(file, options.bytes, sink) {
+            Ok(driver) => Ok(Box::new(driver)),
+            Err(source) => {
+                let (path, remedy) = (options.path.clone(), uring::remedy(&source));
+                Err(OpenError::Refused { path, remedy, source })
+            }
+        },
+    }
 }
 
 fn drive_error(error: &io::Error) -> DriveError {

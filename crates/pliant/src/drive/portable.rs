@@ -7,7 +7,6 @@
 //! Where the file bypasses the page cache, what waits is handed to the kernel in batches (`aio`).
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
 };
@@ -15,7 +14,7 @@ use std::{
 use engine::api::DriveError;
 
 use super::{
-    Completion, Driver, OpenError, Request, Sink,
+    Completion, DriveOptions, Driver, OpenError, Request, Sink,
     aio::{Aio, DEPTH},
     batch::Hands,
     drive_error,
@@ -30,15 +29,6 @@ const BATCHED: (Bite, Bite) =
 const SINGLE: (Bite, Bite) =
     (Bite { requests: 1, bytes: 1 << 20 }, Bite { requests: 8, bytes: 64 << 10 });
 
-#[derive(Debug, Clone)]
-pub struct PortableOptions {
-    pub path: PathBuf,
-    pub bytes: u64,
-    pub threads: usize,
-    /// Bypass the page cache if the file system allows it.
-    pub direct: bool,
-}
-
 #[derive(Debug)]
 pub struct Portable {
     shared: Arc<Shared>,
@@ -48,7 +38,7 @@ pub struct Portable {
 
 #[derive(Debug)]
 struct Shared {
-    file: DriveFile,
+    file: Arc<DriveFile>,
     batched: bool,
     sink: Sink,
     queue: Mutex<Queue>,
@@ -65,8 +55,11 @@ struct SyncGroup {
 }
 
 impl Portable {
-    pub fn open(options: &PortableOptions, sink: Sink) -> Result<Self, OpenError> {
-        let file = DriveFile::open(&options.path, options.bytes, options.direct)?;
+    pub(super) fn start(
+        file: Arc<DriveFile>,
+        options: &DriveOptions,
+        sink: Sink,
+    ) -> Result<Self, OpenError> {
         let count = options.threads.max(1);
         let hands = hands(count, file.is_direct());
         let batched = hands.iter().all(|hands| hands.aio.is_some());
@@ -119,7 +112,8 @@ impl Driver for Portable {
     fn description(&self) -> String {
         let cache = if self.shared.file.is_direct() { "O_DIRECT" } else { "buffered" };
         let batched = if self.shared.batched { ", batched" } else { "" };
-        format!("portable, {} threads, {cache}{batched}", self.threads.len())
+        let stability = self.shared.file.stability();
+        format!("portable, {} threads, {cache}{batched}; {stability}", self.threads.len())
     }
 }
 
@@ -195,6 +189,9 @@ impl Shared {
 
     /// Delivers the completion when it has become true.
     fn sync(&self, completion: Completion) {
+        if !self.file.needs_sync() {
+            return self.sink.deliver(vec![completion]);
+        }
         let mut group = self.lock_group();
         group.waiting.push(completion);
         if group.syncing {
@@ -220,17 +217,6 @@ impl Shared {
     }
 }
 
-impl Completion {
-    fn fail(&mut self, error: &DriveError) {
-        match self {
-            Self::Read { result, .. } => *result = Err(error.clone()),
-            Self::Written { result, .. } | Self::Flushed { result, .. } => {
-                *result = Err(error.clone());
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -238,15 +224,24 @@ mod tests {
     use bytes::Bytes;
     use engine::api::{Durability, IoToken, Urgency};
 
+    use super::super::{DriverKind, Flush};
     use super::*;
 
     #[test]
     fn after_a_failed_fdatasync_nothing_is_called_durable_again() {
         let path = std::env::temp_dir().join(format!("pliant-sync-{}", std::process::id()));
-        let options = PortableOptions { path, bytes: 1 << 20, threads: 2, direct: false };
+        let options = DriveOptions {
+            path,
+            bytes: 1 << 20,
+            threads: 2,
+            direct: false,
+            kind: DriverKind::Portable,
+            flush: Flush::Auto,
+        };
         let (sender, answers) = mpsc::channel();
         let sink = Sink::new(move |completions| drop(sender.send(completions)));
-        let drive = Portable::open(&options, sink).expect("a drive");
+        let file = Arc::new(DriveFile::open(&options).expect("a file"));
+        let drive = Portable::start(file, &options, sink).expect("a drive");
         let error = DriveError::Io("injected".to_owned());
         drive.shared.lock_group().failed = Some(error.clone());
         for round in 0..2 {

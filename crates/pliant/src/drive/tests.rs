@@ -1,3 +1,7 @@
+mod model;
+mod refused;
+mod speed;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -46,10 +50,28 @@ impl Drop for Folder {
 enum Kind {
     Direct,
     Buffered,
+    Uring,
+    UringBuffered,
     Emulated,
 }
 
-const KINDS: [Kind; 3] = [Kind::Direct, Kind::Buffered, Kind::Emulated];
+const KINDS: [Kind; 5] =
+    [Kind::Direct, Kind::Buffered, Kind::Uring, Kind::UringBuffered, Kind::Emulated];
+
+fn options(path: &Path, bytes: u64, kind: Kind) -> DriveOptions {
+    DriveOptions {
+        path: path.to_owned(),
+        bytes,
+        threads: 4,
+        direct: !matches!(kind, Kind::Buffered | Kind::UringBuffered),
+        kind: match kind {
+            Kind::Direct | Kind::Buffered => DriverKind::Portable,
+            Kind::Uring | Kind::UringBuffered => DriverKind::IoUring,
+            Kind::Emulated => DriverKind::Auto,
+        },
+        flush: Flush::Auto,
+    }
+}
 
 /// A driver and its answers.
 struct Rig {
@@ -67,17 +89,12 @@ impl Rig {
         let (sender, answers) = mpsc::channel();
         // A receiver that is gone is a test that has ended.
         let sink = Sink::new(move |completions| drop(sender.send(completions)));
-        let options = PortableOptions {
-            path: path.to_owned(),
-            bytes,
-            threads: 4,
-            direct: kind != Kind::Buffered,
-        };
+        let options = options(path, bytes, kind);
         let driver: Box<dyn Driver> = match kind {
-            Kind::Direct | Kind::Buffered => Box::new(Portable::open(&options, sink)?),
             Kind::Emulated => {
-                Box::new(Emulated::open(fast(), sink, |sink| Portable::open(&options, sink))?)
+                Box::new(Emulated::open(fast(), sink, |sink| super::open(&options, sink))?)
             }
+            _ => super::open(&options, sink)?,
         };
         Ok(Self { driver, answers, early: BTreeMap::new() })
     }
@@ -293,14 +310,13 @@ fn a_request_of_part_of_a_block_is_our_bug() {
 #[test]
 fn an_emulated_seek_takes_its_time_and_a_sequential_run_takes_none() {
     let folder = Folder::new();
-    let options =
-        PortableOptions { path: folder.drive(), bytes: DRIVE_BYTES, threads: 2, direct: true };
+    let options = options(&folder.drive(), DRIVE_BYTES, Kind::Emulated);
     let (sender, answers) = mpsc::channel();
     let sink = Sink::new(move |completions| drop(sender.send(completions)));
     let seek = Duration::from_millis(20);
     let profile = Profile { seek, ops_per_sec: 10_000, mib_per_sec: 100_000 };
     let driver =
-        Emulated::open(profile, sink, |sink| Portable::open(&options, sink)).expect("a drive");
+        Emulated::open(profile, sink, |sink| super::open(&options, sink)).expect("a drive");
     assert!(driver.description().contains("EMULATED"), "{}", driver.description());
     let take = |count: usize| {
         let mut seen = 0;
@@ -324,13 +340,12 @@ fn an_emulated_seek_takes_its_time_and_a_sequential_run_takes_none() {
 #[test]
 fn what_is_read_before_the_first_write_is_not_slowed() {
     let folder = Folder::new();
-    let options =
-        PortableOptions { path: folder.drive(), bytes: DRIVE_BYTES, threads: 2, direct: true };
+    let options = options(&folder.drive(), DRIVE_BYTES, Kind::Emulated);
     let (sender, answers) = mpsc::channel();
     let sink = Sink::new(move |completions| drop(sender.send(completions)));
     let profile = Profile { seek: 100 * PATIENCE, ops_per_sec: 1, mib_per_sec: 1 };
     let driver =
-        Emulated::open(profile, sink, |sink| Portable::open(&options, sink)).expect("a drive");
+        Emulated::open(profile, sink, |sink| super::open(&options, sink)).expect("a drive");
     for token in 0..3 {
         driver.submit(vec![read(token, (3 - token) << 24, 4096)]);
         answers.recv_timeout(PATIENCE).expect("an answer without a seek");

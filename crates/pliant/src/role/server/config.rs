@@ -17,7 +17,7 @@ use model::{
 };
 use serde::Deserialize;
 
-use crate::drive::{Driver, Emulated, Portable, PortableOptions, Profile, Sink};
+use crate::drive::{self, DriveOptions, Driver, DriverKind, Emulated, Flush, Profile, Sink};
 
 const THREADS_DEFAULT: usize = 4;
 const THREADS_MAX: usize = 64;
@@ -71,9 +71,15 @@ pub(super) struct DriveConfig {
     /// Most memory that its metadata may take. With less, random reads of large drives are slower,
     /// and replicas beyond what it can describe are refused.
     memory_mib: Option<u32>,
-    /// Threads that carry out its I/O.
+    /// Threads that carry out its I/O, where the portable driver does.
     #[serde(default = "threads_default")]
     threads: usize,
+    /// `auto`: the portable one.
+    #[serde(default)]
+    driver: DriverKind,
+    /// `auto`: only where the device below needs it to make a write durable.
+    #[serde(default)]
+    flush: Flush,
     emulation: Option<EmulationConfig>,
 }
 
@@ -206,16 +212,18 @@ impl DriveConfig {
     }
 
     pub(super) fn open(&self, sink: Sink) -> anyhow::Result<Box<dyn Driver>> {
-        let options = PortableOptions {
+        let options = DriveOptions {
             path: self.path.clone(),
             bytes: self.bytes(),
             threads: self.threads,
             direct: true,
+            kind: self.driver,
+            flush: self.flush,
         };
         Ok(match &self.emulation {
-            None => Box::new(Portable::open(&options, sink)?),
+            None => drive::open(&options, sink)?,
             Some(emulation) => {
-                let below = |sink| Portable::open(&options, sink);
+                let below = |sink| drive::open(&options, sink);
                 Box::new(Emulated::open(emulation.profile(), sink, below)?)
             }
         })
