@@ -112,6 +112,7 @@ impl Learner {
         let status = match outcome {
             Ok(_) => Status::Ok,
             Err(OpError::BadChecksum) => Status::BadChecksum,
+            Err(OpError::Withdrawn) => Status::NotReady,
             Err(_) => Status::DriveFailed,
         };
         self.end(turn, key, status);

@@ -3,7 +3,8 @@
 //! Decides: the order of overlapping requests and of holds of the resync.
 //! Does not: know what is done under a lock.
 //! Invariants: two granted locks overlap only if both are shared; a lock is granted when nothing
-//! that came before it conflicts with it, granted or not, so nobody starves.
+//! that came before it conflicts with it, granted or not, so nobody starves. Only a hold that waits
+//! for a change without end lets pass who came after it.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LockId(u64);
@@ -45,12 +46,19 @@ struct Entry {
     range: Range,
     mode: Mode,
     granted: bool,
+    /// While it waits, it keeps nobody waiting.
+    yields: bool,
 }
 
 impl Entry {
     fn conflicts(&self, other: &Self) -> bool {
         let both_shared = self.mode == Mode::Shared && other.mode == Mode::Shared;
         !both_shared && self.range.overlaps(other.range)
+    }
+
+    /// Whether `later` has to wait for it.
+    fn bars(&self, later: &Self) -> bool {
+        (self.granted || !self.yields) && self.conflicts(later)
     }
 }
 
@@ -67,8 +75,8 @@ impl Locks {
     pub fn take(&mut self, range: Range, mode: Mode) -> (LockId, bool) {
         self.last += 1;
         let id = LockId(self.last);
-        let mut entry = Entry { id, range, mode, granted: false };
-        entry.granted = !self.entries.iter().any(|e| e.conflicts(&entry));
+        let mut entry = Entry { id, range, mode, granted: false, yields: false };
+        entry.granted = !self.entries.iter().any(|e| e.bars(&entry));
         let granted = entry.granted;
         self.entries.push(entry);
         (id, granted)
@@ -78,14 +86,35 @@ impl Locks {
     pub fn release(&mut self, id: LockId, granted: &mut Vec<LockId>) {
         let index = self.entries.binary_search_by_key(&id, |e| e.id);
         let gone = self.entries.remove(index.expect("a lock is released once"));
-        let first = self.entries.partition_point(|e| e.id < id);
-        for i in first..self.entries.len() {
+        self.grant_after(&gone, granted);
+    }
+
+    pub fn range(&self, id: LockId) -> Range {
+        let index = self.entries.binary_search_by_key(&id, |e| e.id).expect("it is taken");
+        self.entries[index].range
+    }
+
+    /// Whether this hold, while it waits, lets pass who came after it.
+    pub fn set_yields(&mut self, id: LockId, yields: bool, granted: &mut Vec<LockId>) {
+        let index = self.entries.binary_search_by_key(&id, |e| e.id).expect("it is taken");
+        let Entry { range, mode, .. } = self.entries[index];
+        let was = std::mem::replace(&mut self.entries[index].yields, yields);
+        if yields && !was {
+            let gone = Entry { id, range, mode, granted: false, yields };
+            self.grant_after(&gone, granted);
+        }
+    }
+
+    /// Grants what waited for `gone` and for nothing else.
+    fn grant_after(&mut self, gone: &Entry, granted: &mut Vec<LockId>) {
+        for i in 0..self.entries.len() {
             let (before, rest) = self.entries.split_at_mut(i);
-            let waiting = &mut rest[0];
-            if waiting.granted || !waiting.conflicts(&gone) {
+            let (waiting, after) = rest.split_first_mut().expect("within the entries");
+            if waiting.granted || !waiting.conflicts(gone) {
                 continue;
             }
-            if !before.iter().any(|e| e.conflicts(waiting)) {
+            let passed = after.iter().any(|e| e.granted && e.conflicts(waiting));
+            if !passed && !before.iter().any(|e| e.bars(waiting)) {
                 waiting.granted = true;
                 granted.push(waiting.id);
             }
@@ -129,6 +158,24 @@ mod tests {
         assert!(!now);
         assert_eq!(release(&mut locks, hold), []);
         assert_eq!(release(&mut locks, read), [change]);
+    }
+
+    #[test]
+    fn a_hold_that_waits_for_a_stuck_change_lets_others_pass_and_bars_again_later() {
+        let mut locks = Locks::default();
+        let (stuck, _) = locks.take(Range::new(0, 10), Mode::Exclusive);
+        let (hold, _) = locks.take(Range::new(0, 100), Mode::Shared);
+        let (change, now) = locks.take(Range::new(50, 10), Mode::Exclusive);
+        assert!(!now);
+        let mut granted = Vec::new();
+        locks.set_yields(hold, true, &mut granted);
+        assert_eq!(granted, [change]);
+        assert_eq!(release(&mut locks, stuck), [], "the one that passed is not done");
+        locks.set_yields(hold, false, &mut granted);
+        let (last, now) = locks.take(Range::new(90, 5), Mode::Exclusive);
+        assert!(!now, "it bars again");
+        assert_eq!(release(&mut locks, change), [hold]);
+        assert_eq!(release(&mut locks, hold), [last]);
     }
 
     #[test]

@@ -39,12 +39,20 @@ pub struct Mirror {
     pub conn: Option<ConnId>,
     pub learner: Learner,
     pub mender: Mender,
+    /// Changes were withdrawn that came on this connection.
+    withdrawn: Option<ConnId>,
 }
 
 impl Mirror {
     /// Obeys another connection (or the same one under another configuration) from now on.
-    pub fn follow(&mut self, conn: ConnId) {
+    pub fn follow(&mut self, turn: &mut Turn<'_>, conn: ConnId, standing: Standing) {
         self.conn = Some(conn);
+        if self.withdrawn.take() == Some(conn) {
+            // Behind the acknowledgements of all others, so that just these are sent again. On a
+            // new connection everything is.
+            let Standing { group, replica, promised, .. } = standing;
+            turn.reply(conn, DataMessage::Refused { group, replica, epoch: promised });
+        }
         self.learner.cancel();
     }
 
@@ -86,6 +94,7 @@ impl Mirror {
             Ok(_) => turn.reply(conn, DataMessage::ReplicateAck { group, replica, mod_seq }),
             // Damaged on the way. Not acknowledged: the primary will find this member silent.
             Err(OpError::BadChecksum) => {}
+            Err(OpError::Withdrawn) => self.withdrawn = Some(conn),
             Err(_) => turn.reply(conn, refused_unknown(group, replica)),
         }
     }

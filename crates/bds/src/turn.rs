@@ -20,6 +20,8 @@ pub enum Op {
     /// The replica's durable record.
     Record,
     Remove,
+    /// What waits for space is not to wait any more.
+    Withdraw,
     /// A change of the primary's own.
     Change(ModSeq),
     /// A guest's read or query, by ticket.

@@ -83,6 +83,9 @@ pub enum Request {
     /// the valid blocks of all units in order). A unit with no valid block is emptied. Completes
     /// when durable.
     Install { replica: ReplicaId, units: Vec<UnitMeta>, data: Bytes },
+    /// No change of the replica that was asked for before waits for space: one that finds none, now
+    /// or later, completes with [`OpError::Withdrawn`]. Completes at once itself.
+    Withdraw { replica: ReplicaId },
 }
 
 impl Request {
@@ -98,7 +101,8 @@ impl Request {
             | Self::Allocated { replica, .. }
             | Self::HighestAllocated { replica }
             | Self::ChangedSince { replica, .. }
-            | Self::Install { replica, .. } => *replica,
+            | Self::Install { replica, .. }
+            | Self::Withdraw { replica } => *replica,
         }
     }
 }
@@ -200,6 +204,9 @@ pub enum OpError {
     Full,
     #[error("another replica would exceed the {max} bytes of memory that the drive may take")]
     Memory { max: u64 },
+    /// It waited for space, and was withdrawn. None, or the beginning, of it took effect, durably.
+    #[error("withdrawn while it waited for space")]
+    Withdrawn,
     #[error("the drive is out of service")]
     DriveFailed,
 }

@@ -29,6 +29,8 @@ use crate::{
 pub struct Entry {
     pub op: OpToken,
     pub replica: ReplicaId,
+    /// Which of all changes that were accepted it is.
+    pub number: u64,
     pub work: Work,
     /// Pages that were read for it and stay until it was tried again.
     pub pins: Vec<u32>,
@@ -106,11 +108,13 @@ impl Drive {
                 self.check_change(replica, mod_seq, offset, change)
             }
             Request::Install { units, data, .. } => self.check_install(replica, units, data),
+            Request::Withdraw { .. } => return self.withdraw(op, replica, out),
         };
         match work {
             Ok(work) => {
                 let pins = Vec::new();
-                self.place_payload(Entry { op, replica, work, pins }, out);
+                let number = self.starved.number();
+                self.place_payload(Entry { op, replica, number, work, pins }, out);
             }
             Err(error) => self.complete(op, Err(error), out),
         }
@@ -289,6 +293,12 @@ impl Drive {
 
     /// The entry comes to nothing: its fresh slots are free again.
     pub fn abandon(&mut self, entry: Entry, error: OpError, out: &mut Vec<Action>) {
+        let op = entry.op;
+        self.give_up_slots(entry);
+        self.complete(op, Err(error), out);
+    }
+
+    pub fn give_up_slots(&mut self, entry: Entry) {
         let placed = match entry.work {
             Work::Write(write) => write.placed,
             Work::Install(install) => install.placed,
@@ -299,7 +309,6 @@ impl Drive {
         for (_, slot) in placed {
             self.space.give_back(slot);
         }
-        self.complete(entry.op, Err(error), out);
     }
 
     pub fn complete_done(&mut self, ops: Vec<OpToken>, out: &mut Vec<Action>) {

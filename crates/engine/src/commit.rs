@@ -55,7 +55,7 @@ impl Drive {
             self.unpin(pins);
             match made {
                 Ok(()) => ops.push(entry.op),
-                Err(Stop::Starved) => self.starved.push_back(entry),
+                Err(Stop::Starved) => self.starve(entry),
                 Err(Stop::Absent(pages)) => self.park_change(entry, pages, out),
                 Err(Stop::Refused(error)) => self.abandon(entry, error, out),
                 Err(Stop::Full) => unreachable!("looked at above"),
@@ -84,6 +84,7 @@ impl Drive {
         // A seal completes nothing and needs no seal.
         self.seal_at = (!ops.is_empty()).then(|| now + SEAL_AFTER);
         self.complete_done(ops, out);
+        self.complete_withdrawn(out);
         self.release_slots();
     }
 
@@ -91,9 +92,7 @@ impl Drive {
     pub fn release_slots(&mut self) {
         let writeback = &self.writeback;
         if self.space.release(self.journal.durable_lsn(), |slot| writeback.writes_to(slot)) {
-            while let Some(entry) = self.starved.pop_back() {
-                self.queue.push_front(entry);
-            }
+            self.feed_starved();
         }
     }
 
@@ -168,6 +167,7 @@ impl Drive {
         let index = self.table.row_of(replica).expect("the caller looked");
         Record::Remove { index, replica }.put(&mut batch.head);
         let lsn = batch.next_lsn();
+        self.forget_withdrawal(replica);
         for slot in self.table.remove_replica(lsn, replica) {
             self.vacate(lsn, slot);
         }

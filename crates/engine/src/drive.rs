@@ -25,6 +25,7 @@ use crate::{
     read::{Readers, Reading},
     sabotage::{Sabotage, is_on},
     space::Space,
+    starved::Starved,
     table::Table,
     writeback::Writeback,
 };
@@ -44,7 +45,7 @@ pub struct Drive {
     /// Changes whose records are to be written, in order.
     pub queue: VecDeque<Entry>,
     /// Changes that wait for a free slot.
-    pub starved: VecDeque<Entry>,
+    pub starved: Starved,
     /// Changes whose payload is being written to its slots.
     pub placing: BTreeMap<OpToken, Placing>,
     /// Requests that wait for pages.
@@ -147,7 +148,7 @@ impl Drive {
             ios,
             accepted: BTreeSet::new(),
             queue: VecDeque::new(),
-            starved: VecDeque::new(),
+            starved: Starved::default(),
             placing: BTreeMap::new(),
             fetching: Fetching::default(),
             batch: None,
@@ -213,6 +214,9 @@ impl Drive {
         self.write_back(out);
         self.issue_batch(out);
         self.write_back(out);
+        if self.batch.is_none() {
+            self.complete_withdrawn(out);
+        }
     }
 
     pub fn complete(

@@ -18,6 +18,7 @@ mod read;
 mod replay;
 pub mod sabotage;
 mod space;
+mod starved;
 mod table;
 mod writeback;
 

@@ -15,7 +15,7 @@ use crate::{
     turn::{Op, Turn},
 };
 
-use super::{Phase, Primary};
+use super::{Phase, Primary, STUCK};
 
 #[derive(Debug)]
 pub struct Flight {
@@ -32,6 +32,19 @@ pub struct Flight {
 }
 
 impl Flight {
+    /// In flight for so long that it may wait for space.
+    pub(super) fn is_stuck(&self, now: Instant) -> bool {
+        now.since(self.since) >= STUCK
+    }
+
+    pub(super) fn has_guest(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    pub(super) fn range(&self) -> Range {
+        self.range
+    }
+
     pub(super) fn is_owed_to(&self, replica: ReplicaId) -> bool {
         self.owed.contains_key(&replica)
     }
@@ -117,6 +130,8 @@ impl Primary {
             Err(OpError::BadChecksum | OpError::OutOfRange) => {
                 unreachable!("change {mod_seq} was checked when it was taken up")
             }
+            // It ends as primary, and the change stays in flight for whoever leads next to settle.
+            Err(OpError::Withdrawn) => return,
             // The drive is out of service: never acknowledged. The server reports it, and drops
             // this replica.
             Err(_) => self.depose(turn),

@@ -145,7 +145,8 @@ impl Primary {
                 self.fail_fill(turn, replica, "its server does not have it".to_owned());
             }
         } else {
-            self.resend(turn, replica, self.config.epoch);
+            // What was sent under this epoch or a later one is not what it refuses.
+            self.resend(turn, replica, epoch);
         }
     }
 

@@ -40,7 +40,7 @@ use model::{
 use crate::{
     api::ConnId,
     examine::Examiner,
-    lock::{LockId, Locks},
+    lock::{LockId, Locks, Range},
     rate::Throttle,
     session::Sessions,
     turn::Turn,
@@ -54,6 +54,8 @@ use self::{
 const TICK: Duration = Duration::from_millis(250);
 /// How often what the manager must hear is said again until it acts.
 const REPEAT: Duration = Duration::from_secs(1);
+/// A change in flight for so long may be so for ever: it may wait for space.
+const STUCK: Duration = Duration::from_millis(500);
 
 /// ```text
 /// serving ◄─► handing over
@@ -254,6 +256,7 @@ impl Primary {
             self.tick = None;
             self.watch_members(turn);
             self.watch_fills(turn);
+            self.watch_holds(turn);
             self.ask_mirrors_again(turn, None);
             self.watch_compare(turn);
         }
@@ -358,6 +361,26 @@ impl Primary {
             _ => return,
         }
         self.go_on(turn);
+    }
+
+    /// Holds that wait for a change that waits for space do not keep others waiting. Those others
+    /// may be what makes space.
+    fn watch_holds(&mut self, turn: &Turn<'_>) {
+        let stuck: Vec<Range> = self
+            .flights
+            .values()
+            .filter(|flight| flight.is_stuck(turn.now))
+            .map(Flight::range)
+            .collect();
+        let mut granted = Vec::new();
+        for (&lock, owner) in &self.owners {
+            if !matches!(owner, Owner::Guest(_)) {
+                let range = self.locks.range(lock);
+                let yields = stuck.iter().any(|stuck| stuck.overlaps(range));
+                self.locks.set_yields(lock, yields, &mut granted);
+            }
+        }
+        self.granted.extend(granted);
     }
 
     /// Gives a lock up. Whoever waited for it goes on in [`Primary::go_on`].

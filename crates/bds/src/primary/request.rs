@@ -137,9 +137,12 @@ impl Primary {
         self.reply(turn, (conn, epoch, id), Answer::bare(status));
     }
 
-    /// A session is open when everything older has left.
+    /// A session is open when everything older has left. What may be in flight for ever is not
+    /// waited for: whatever overlaps it comes after it, by its lock.
     pub(super) fn settle_barrier(&mut self, turn: &mut Turn<'_>) {
-        if self.barrier.is_some() && self.flights.is_empty() && self.running == 0 {
+        let stuck = self.flights.values().all(|flight| flight.is_stuck(turn.now));
+        let of_flights = self.flights.values().filter(|flight| flight.has_guest()).count();
+        if self.barrier.is_some() && stuck && self.running == of_flights {
             let Barrier { conn, epoch, id } = self.barrier.take().expect("looked at above");
             self.reply(turn, (conn, epoch, id), Answer::bare(Status::Ok));
         }
@@ -395,8 +398,10 @@ fn status_of(error: &OpError) -> Status {
         OpError::OutOfRange => Status::OutOfRange,
         OpError::BadBlock { .. } => Status::BadBlock,
         OpError::BadChecksum => Status::BadChecksum,
-        OpError::UnknownReplica | OpError::Full | OpError::Memory { .. } | OpError::DriveFailed => {
-            Status::Moved
-        }
+        OpError::UnknownReplica
+        | OpError::Full
+        | OpError::Memory { .. }
+        | OpError::Withdrawn
+        | OpError::DriveFailed => Status::Moved,
     }
 }

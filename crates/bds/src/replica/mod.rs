@@ -171,6 +171,7 @@ impl Replica {
         if let Role::Mirror(mirror) = &mut self.role {
             mirror.learner.received(turn, token, self.id, image);
         }
+        self.withdraw_if_ending(turn);
     }
 
     /// Something at this offset cannot be read. The unit around it is looked into, and repaired
@@ -373,6 +374,7 @@ impl Replica {
         let standing = self.standing();
         match op {
             Op::Record => return self.record_written(turn, outcome),
+            Op::Withdraw => return,
             Op::Remove => {
                 turn.tell(ToManager::ReplicaRemoved { replica: self.id });
                 self.fate = Fate::Gone;

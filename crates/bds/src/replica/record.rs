@@ -53,6 +53,23 @@ impl Replica {
             turn.request(Op::Record, request);
         }
         self.pending = Some(Pending { record, size, then, durable });
+        self.withdraw_if_ending(turn);
+    }
+
+    /// What waits for space would hold up a change of role for as long.
+    pub(super) fn withdraw_if_ending(&self, turn: &mut Turn<'_>) {
+        if self.pending.as_ref().is_some_and(|p| !self.settled(p.then, turn)) {
+            turn.request(Op::Withdraw, Request::Withdraw { replica: self.id });
+        }
+    }
+
+    /// Whether it waits for what the engine was asked in the role it has.
+    fn ends_role(&self, then: Then) -> bool {
+        match then {
+            Then::Created | Then::Promised | Then::Nothing | Then::Refuse(_) => false,
+            Then::Lead => matches!(self.role, Role::Mirror(_)),
+            Then::Follow(_) | Then::Remove => true,
+        }
     }
 
     pub(super) fn record_written(
@@ -91,11 +108,7 @@ impl Replica {
 
     /// Whether the engine is done with what must not mix with what follows.
     pub(super) fn settled(&self, then: Then, turn: &Turn<'_>) -> bool {
-        match then {
-            Then::Created | Then::Promised | Then::Nothing | Then::Refuse(_) => true,
-            Then::Lead => matches!(self.role, Role::Primary(_)) || turn.busy == 0,
-            Then::Follow(_) | Then::Remove => turn.busy == 0,
-        }
+        !self.ends_role(then) || turn.busy == 0
     }
 
     pub(super) fn act(&mut self, turn: &mut Turn<'_>, pending: Pending) {
@@ -126,7 +139,7 @@ impl Replica {
                 }
                 let standing = self.standing();
                 if let Role::Mirror(mirror) = &mut self.role {
-                    mirror.follow(conn);
+                    mirror.follow(turn, conn, standing);
                     damaged.into_iter().for_each(|unit| mirror.mender.remember(unit));
                     mirror.mender.complain_again(turn, conn, standing);
                 }

@@ -383,6 +383,22 @@ impl World {
         self.run_until(Duration::from_secs(60), "quiet", |w| w.client.pending.is_empty());
     }
 
+    /// Trims what no request is for, until every request is answered.
+    pub fn trim_everything(&mut self) {
+        for round in 0.. {
+            assert!(round < 20, "writes wait for space that is there\n{}", self.describe());
+            for block in 0..SIZE / BLOCK {
+                if !self.client.busy.contains(&block) {
+                    self.ask(Ask::Zero, block, 1);
+                }
+            }
+            self.run_for(Duration::from_secs(3));
+            if self.client.pending.is_empty() {
+                return;
+            }
+        }
+    }
+
     /// Reads every block that was ever written.
     pub fn read_everything(&mut self) {
         let blocks: Vec<u64> = self.client.may_hold.keys().copied().collect();

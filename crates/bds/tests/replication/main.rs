@@ -6,6 +6,7 @@
 mod check;
 mod client;
 mod disk;
+mod full;
 mod manager;
 mod random;
 mod rot;

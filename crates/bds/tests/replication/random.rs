@@ -92,6 +92,24 @@ fn replace_one(world: &mut World) {
 
 fn run(seed: u64, servers: u64, members: usize) {
     let mut world = World::new(seed, servers);
+    disturb_much(&mut world, members);
+    world.quiesce();
+    check(&mut world);
+    assert_eq!(world.manager.differing, [], "replicas were equal all the time");
+}
+
+/// The same on drives that cannot take all that is written. A write that waited on one of them may
+/// come after a trim in the same unit there and before it elsewhere: then only the unit's `mod_seq`
+/// differs, and the mirror is filled again.
+fn run_tight(seed: u64) {
+    let mut world = World::tight(seed, 3);
+    disturb_much(&mut world, 2);
+    world.client.depth = 0;
+    world.trim_everything();
+    check(&mut world);
+}
+
+fn disturb_much(world: &mut World, members: usize) {
     world.manager.want(members);
     world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
     world.client.depth = 4 + world.rng.below(20) as usize;
@@ -99,34 +117,40 @@ fn run(seed: u64, servers: u64, members: usize) {
     for _ in 0..14 {
         let pause = world.rng.micros(1_000, 400_000);
         world.run_for(pause);
-        disturb(&mut world);
+        disturb(world);
     }
     world.heal();
     for host in world.hosts.values_mut() {
         host.slow = Duration::ZERO;
     }
-    world.quiesce();
+}
+
+fn check(world: &mut World) {
     world.run_until(SOON, "all in sync", |w| w.manager.is_whole());
     world.read_everything();
     world.check_replicas();
-    assert_eq!(world.manager.differing, [], "replicas were equal all the time");
 }
 
-fn run_all(seeds: std::ops::Range<u64>, servers: u64, members: usize) {
+fn run_all(seeds: std::ops::Range<u64>, run: impl Fn(u64)) {
     // One seed alone, to look at what it does: SEED=17.
     let only: Option<u64> = option_env!("SEED").and_then(|seed| seed.parse().ok());
     for seed in seeds.filter(|&seed| only.is_none_or(|only| only == seed)) {
         println!("seed {seed}");
-        run(seed, servers, members);
+        run(seed);
     }
 }
 
 #[test]
 fn two_replicas_on_three_servers_survive_anything() {
-    run_all(0..40, 3, 2);
+    run_all(0..40, |seed| run(seed, 3, 2));
 }
 
 #[test]
 fn three_replicas_on_four_servers_survive_anything() {
-    run_all(1_000..1_020, 4, 3);
+    run_all(1_000..1_020, |seed| run(seed, 4, 3));
+}
+
+#[test]
+fn drives_that_run_full_survive_anything() {
+    run_all(2_000..2_020, run_tight);
 }

@@ -13,7 +13,7 @@ use model::{epoch::ModSeq, id::ReplicaId, units::BLOCK, volume::Media};
 
 use crate::{
     client,
-    world::{SIZE, World, drive_name, geometry, group, replica_id, server_name},
+    world::{ROOMY, SIZE, World, drive_name, geometry, group, replica_id, server_name},
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ fn full(seed: u64, servers: u64, members: usize) -> World {
 /// Where slots begin on the drive.
 fn slots_offset() -> u64 {
     let engine::api::Geometry { media, drive_bytes, journal_bytes, replicas_max, .. } =
-        geometry(Media::Ssd);
+        geometry(Media::Ssd, ROOMY);
     let shape = DriveShape { media, drive_bytes, journal_bytes, replicas_max };
     Layout::of(&shape, format::disk::FormatVersion::V2).expect("it fits").slots_offset
 }

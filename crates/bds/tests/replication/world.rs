@@ -34,6 +34,9 @@ pub fn group() -> GroupId {
 
 pub const SIZE: u64 = 8 << 20;
 
+pub const ROOMY: u64 = 256 << 20;
+const TIGHT: u64 = 12 << 20;
+
 /// So short that the scrub is at work in every test.
 const SCRUB_PERIOD: Duration = Duration::from_millis(500);
 
@@ -176,6 +179,8 @@ pub struct World {
     /// Pairs of servers that cannot connect.
     pub severed: BTreeSet<(ServerId, ServerId)>,
     pub incidents: Vec<Incident>,
+    /// Of each drive.
+    pub drive_bytes: u64,
 }
 
 pub fn server_name(n: u64) -> ServerId {
@@ -203,15 +208,27 @@ impl World {
     /// Scrubs nothing unless it is asked to.
     pub fn unscrubbed(seed: u64, servers: u64) -> Self {
         let timing = Timing { scrub_period: Duration::ZERO, ..Timing::default() };
-        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing)
+        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing, ROOMY)
+    }
+
+    /// Drives so small that what clients write does not fit.
+    pub fn tight(seed: u64, servers: u64) -> Self {
+        let timing = Timing { scrub_period: SCRUB_PERIOD, ..Timing::default() };
+        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing, TIGHT)
     }
 
     pub fn with_drives(seed: u64, servers: u64, drives: &[(DriveName, Media)]) -> Self {
         let timing = Timing { scrub_period: SCRUB_PERIOD, ..Timing::default() };
-        Self::with(seed, servers, drives, timing)
+        Self::with(seed, servers, drives, timing, ROOMY)
     }
 
-    fn with(seed: u64, servers: u64, drives: &[(DriveName, Media)], timing: Timing) -> Self {
+    fn with(
+        seed: u64,
+        servers: u64,
+        drives: &[(DriveName, Media)],
+        timing: Timing,
+        drive_bytes: u64,
+    ) -> Self {
         let mut world = Self {
             now: Instant::from_nanos(1_000_000_000),
             rng: Rng::new(seed),
@@ -229,6 +246,7 @@ impl World {
             media: drives.iter().cloned().collect(),
             severed: BTreeSet::new(),
             incidents: Vec::new(),
+            drive_bytes,
         };
         for n in 1..=servers {
             let host = Host {
@@ -258,7 +276,7 @@ impl World {
         self.lives += 1;
         let life = self.lives;
         let n = name.as_str().rsplit('-').next().expect("numbered").parse().expect("a number");
-        let media = self.media.clone();
+        let (media, drive_bytes) = (self.media.clone(), self.drive_bytes);
         let host = self.hosts.get_mut(name).expect("a host");
         assert!(host.server.is_none(), "{name} runs already");
         host.life = life;
@@ -266,7 +284,7 @@ impl World {
         host.ready = false;
         let drive = |drive: &DriveName| DriveParams {
             drive: drive.clone(),
-            geometry: geometry(media[drive]),
+            geometry: geometry(media[drive], drive_bytes),
             capacity: ByteCount::new(1 << 30),
             rate: Rate { iops: Iops::new(10_000), throughput: MibPerSec::new(1_000) },
             media: media[drive],
@@ -716,10 +734,10 @@ impl World {
     }
 }
 
-pub fn geometry(media: Media) -> engine::api::Geometry {
+pub fn geometry(media: Media, drive_bytes: u64) -> engine::api::Geometry {
     engine::api::Geometry {
         media,
-        drive_bytes: 256 << 20,
+        drive_bytes,
         journal_bytes: 4 << 20,
         replicas_max: 8,
         memory_bytes: 16 << 20,
