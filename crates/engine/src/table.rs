@@ -64,6 +64,8 @@ pub struct Table {
     /// Extents that the sizes of all replicas come to.
     extents_max: u64,
     lost_pages: u64,
+    /// What was read for a record must stay until that is applied, however much it is.
+    is_recovering: bool,
 }
 
 /// A page that was read at open.
@@ -133,6 +135,7 @@ impl Table {
             replicas_memory: 0,
             extents_max: 0,
             lost_pages: 0,
+            is_recovering: false,
         }
     }
 

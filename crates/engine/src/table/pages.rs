@@ -65,6 +65,9 @@ impl Table {
 
     /// Pages that may be in memory: what the maps leave.
     fn frames_max(&self) -> usize {
+        if self.is_recovering {
+            return usize::MAX;
+        }
         if !self.has_maps() {
             // Its descriptors say who owns slots: all of them stay.
             return usize::MAX;

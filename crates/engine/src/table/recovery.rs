@@ -41,7 +41,8 @@ pub struct Recovered {
 }
 
 impl Recovering {
-    pub fn new(table: Table) -> Self {
+    pub fn new(mut table: Table) -> Self {
+        table.is_recovering = true;
         Self {
             table,
             rows: BTreeMap::new(),
@@ -315,6 +316,7 @@ impl Recovering {
     /// Builds the maps, which it leaves without contradiction whatever the drive returned.
     pub fn finish(mut self) -> Recovered {
         let mut stale = BTreeSet::new();
+        self.table.is_recovering = false;
         for (index, row) in std::mem::take(&mut self.rows) {
             // Only damage leaves a replica in two rows.
             if self.table.replicas.contains_key(&row.replica) {
