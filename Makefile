@@ -18,6 +18,7 @@ test:           ## Everything a change must pass; installs what it needs
 check:          ## Formatting, lints and house rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) check --quiet --locked -p sim
 	$(CARGO) run --quiet --locked -p xtask -- tidy
 
 unit:           ## Unit, property and scenario tests

@@ -80,6 +80,10 @@ pub fn scatter(wanted: bool) {
     SCATTERS.set(wanted);
 }
 
+/// Without the feature, slots are taken as in every product.
+#[cfg(not(feature = "sabotage"))]
+pub fn scatter(_: bool) {}
+
 #[cfg(feature = "sabotage")]
 pub(crate) fn scatters() -> bool {
     SCATTERS.get()

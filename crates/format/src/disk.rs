@@ -30,8 +30,11 @@ pub const JOURNAL_BYTES_MIN: u64 = 4 << 20;
 pub const REPLICAS_MAX: u32 = 4096;
 /// Largest replica: its extents are numbered in 32 bits on either media.
 pub const REPLICA_BYTES_MAX: u64 = (u32::MAX as u64) * (UNIT_BYTES as u64);
-/// LSNs, positions and checkpoints stay below, so that counting on never overflows.
+/// Positions, checkpoints and sequences stay below, so that counting on never overflows.
 pub const COUNT_LIMIT: u64 = 1 << 62;
+/// LSNs stay below, so that counting on stays below [`map::BIRTH_LIMIT`] for as long as a drive
+/// lives: at 100,000 records a second, 44 years more.
+pub const LSN_LIMIT: u64 = map::BIRTH_LIMIT / 2;
 /// CRC32C of 4 KiB of zeros.
 pub const ZERO_BLOCK_CRC: u32 = 0x98f9_4189;
 
@@ -304,9 +307,11 @@ impl Superblock {
             pages_fingerprint: body.get_u64_le(),
             stale_lsn: body.get_u64_le(),
         };
-        let counts = [found.sequence, found.tail, found.tail_lsn, found.durable_lsn];
-        let more = [found.checkpoint, found.stale_lsn];
-        if counts.iter().chain(&more).any(|&count| count >= COUNT_LIMIT) {
+        let counts = [found.sequence, found.tail, found.checkpoint];
+        let lsns = [found.tail_lsn, found.durable_lsn, found.stale_lsn];
+        if counts.iter().any(|&count| count >= COUNT_LIMIT)
+            || lsns.iter().any(|&lsn| lsn >= LSN_LIMIT)
+        {
             return Err(DiskError::Field("count"));
         }
         Ok(found)

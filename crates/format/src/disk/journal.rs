@@ -20,7 +20,8 @@ use model::{
 };
 
 use super::{
-    BATCH_BYTES_MAX, BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, REPLICA_BYTES_MAX, UNIT_BLOCKS,
+    BATCH_BYTES_MAX, BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, LSN_LIMIT, REPLICA_BYTES_MAX,
+    UNIT_BLOCKS,
     page::{META_LEN_MAX, Owner},
 };
 
@@ -440,8 +441,8 @@ pub fn decode_batch(
     if header.batch_bytes() > u64::from(BATCH_BYTES_MAX) || header.head_blocks == 0 {
         return Err(DiskError::Field("batch length"));
     }
-    let counts = [header.position, header.first_lsn, header.previous_lsn, header.durable_lsn];
-    if counts.iter().any(|&count| count >= COUNT_LIMIT) {
+    let lsns = [header.first_lsn, header.previous_lsn, header.durable_lsn];
+    if header.position >= COUNT_LIMIT || lsns.iter().any(|&lsn| lsn >= LSN_LIMIT) {
         return Err(DiskError::Field("count"));
     }
     let head_len = usize::from(header.head_blocks) * BLOCK_LEN;

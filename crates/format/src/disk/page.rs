@@ -14,8 +14,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use model::{epoch::ModSeq, id::ReplicaId};
 
 use super::{
-    BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, FormatVersion, REPLICA_BYTES_MAX, UNIT_BLOCKS,
-    map::BIRTH_LIMIT,
+    BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, FormatVersion, LSN_LIMIT, REPLICA_BYTES_MAX,
+    UNIT_BLOCKS, map::BIRTH_LIMIT,
 };
 
 pub const PAGE_HEADER_LEN: usize = 64;
@@ -100,7 +100,7 @@ pub fn decode_page(
     }
     head.advance(16);
     let (lsn, checkpoint) = (head.get_u64_le(), head.get_u64_le());
-    if lsn >= COUNT_LIMIT || checkpoint >= COUNT_LIMIT {
+    if lsn >= LSN_LIMIT || checkpoint >= COUNT_LIMIT {
         return Err(DiskError::Field("count"));
     }
     Ok((PageHeader { kind, page, lsn, checkpoint }, body))

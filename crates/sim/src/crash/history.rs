@@ -165,7 +165,9 @@ impl History {
             let wanted = if size > 75 {
                 let tags = new_tags(&mut self.model, 15);
                 let first = self.random.below(60) as usize;
-                Some(write_of(&mut self.model, replica, first, tags))
+                // On a drive without room, one before it may still wait.
+                let is_free = self.model.is_free(replica, first, tags.len());
+                is_free.then(|| write_of(&mut self.model, replica, first, tags))
             } else {
                 self.plan.mix.change(&mut self.model, &mut self.random)
             };
