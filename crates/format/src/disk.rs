@@ -314,6 +314,9 @@ impl Superblock {
         {
             return Err(DiskError::Field("count"));
         }
+        if !found.tail.is_multiple_of(BLOCK) {
+            return Err(DiskError::Field("tail"));
+        }
         Ok(found)
     }
 }
