@@ -5,7 +5,7 @@
 
 pub use crate::turn::Finding;
 use bytes::Bytes;
-use engine::api::{DriveError, Durability, IoToken, Urgency};
+use engine::api::{Device, DriveError, Durability, IoToken, Urgency};
 use format::{
     ctl::{FromManager, ToManager},
     data::DataMessage,
@@ -135,12 +135,14 @@ pub struct Incident {
 pub enum Action {
     ReadDrive {
         drive: DriveName,
+        device: Device,
         token: IoToken,
         offset: u64,
         length: u32,
     },
     WriteDrive {
         drive: DriveName,
+        device: Device,
         token: IoToken,
         offset: u64,
         data: Vec<Bytes>,
@@ -149,6 +151,7 @@ pub enum Action {
     },
     FlushDrive {
         drive: DriveName,
+        device: Device,
         token: IoToken,
     },
     /// Answer on an inbound connection; dropped when it has closed.

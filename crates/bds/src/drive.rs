@@ -165,16 +165,22 @@ impl Drive {
         for action in actions {
             let drive = self.params.drive.clone();
             out.push(match action {
-                EngineAction::ReadDrive { token, offset, length } => {
-                    FromDrive::Act(Action::ReadDrive { drive, token, offset, length })
+                EngineAction::ReadDrive { device, token, offset, length } => {
+                    FromDrive::Act(Action::ReadDrive { drive, device, token, offset, length })
                 }
-                EngineAction::WriteDrive { token, offset, data, durability, urgency } => {
-                    let write =
-                        Action::WriteDrive { drive, token, offset, data, durability, urgency };
-                    FromDrive::Act(write)
+                EngineAction::WriteDrive { device, token, offset, data, durability, urgency } => {
+                    FromDrive::Act(Action::WriteDrive {
+                        drive,
+                        device,
+                        token,
+                        offset,
+                        data,
+                        durability,
+                        urgency,
+                    })
                 }
-                EngineAction::FlushDrive { token } => {
-                    FromDrive::Act(Action::FlushDrive { drive, token })
+                EngineAction::FlushDrive { device, token } => {
+                    FromDrive::Act(Action::FlushDrive { drive, device, token })
                 }
                 EngineAction::Complete { token, outcome } => FromDrive::Completed(token, outcome),
                 EngineAction::Opened { replicas } => {

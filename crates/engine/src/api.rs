@@ -109,6 +109,16 @@ impl Request {
 
 pub const META_BYTES_MAX: usize = 3072;
 
+/// What a drive action is carried out on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Device {
+    /// The drive. Its journal too, unless that lies apart.
+    Data,
+    /// Where the journal lies, if it lies apart. Durability on one device says nothing of the
+    /// other.
+    Journal,
+}
+
 /// What the completion of a write says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -116,8 +126,8 @@ pub enum Durability {
     Later,
     /// The bytes are on stable media. It says nothing of any others.
     These,
-    /// The bytes, and everything that completed before the write was asked for, are on stable
-    /// media.
+    /// The bytes, and everything on the same device that completed before the write was asked for,
+    /// are on stable media.
     Everything,
 }
 
@@ -134,20 +144,23 @@ pub enum Urgency {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     ReadDrive {
+        device: Device,
         token: IoToken,
         offset: u64,
         length: u32,
     },
     /// Write the segments one after the other.
     WriteDrive {
+        device: Device,
         token: IoToken,
         offset: u64,
         data: Vec<Bytes>,
         durability: Durability,
         urgency: Urgency,
     },
-    /// Complete when everything that completed before is on stable media.
+    /// Complete when everything on the device that completed before is on stable media.
     FlushDrive {
+        device: Device,
         token: IoToken,
     },
     /// The engine is open; these are its replicas. Comes before any other completion.

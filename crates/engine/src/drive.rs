@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     api::{
-        Action, DriveError, Durability, Event, IoToken, OpError, OpToken, Outcome, Urgency, Usage,
+        Action, Device, DriveError, Durability, Event, IoToken, OpError, OpToken, Outcome, Urgency,
+        Usage,
     },
     change::{Entry, Placing},
     fetch::Fetching,
@@ -102,18 +103,20 @@ impl Ios {
     }
 
     pub fn read(&mut self, io: Io, offset: u64, length: u32, out: &mut Vec<Action>) {
-        out.push(Action::ReadDrive { token: self.token(io), offset, length });
+        let device = io.device();
+        out.push(Action::ReadDrive { device, token: self.token(io), offset, length });
     }
 
-    /// How durable and how urgent follows from what it is.
+    /// Where, how durable and how urgent follows from what it is.
     pub fn write(&mut self, io: Io, offset: u64, data: Vec<Bytes>, out: &mut Vec<Action>) {
         let (durability, urgency) = io.wants();
-        let token = self.token(io);
-        out.push(Action::WriteDrive { token, offset, data, durability, urgency });
+        let (device, token) = (io.device(), self.token(io));
+        out.push(Action::WriteDrive { device, token, offset, data, durability, urgency });
     }
 
     pub fn flush(&mut self, io: Io, out: &mut Vec<Action>) {
-        out.push(Action::FlushDrive { token: self.token(io) });
+        let device = io.device();
+        out.push(Action::FlushDrive { device, token: self.token(io) });
     }
 
     fn finished(&mut self, token: IoToken) -> Io {
@@ -287,6 +290,10 @@ impl Io {
             Self::Superblock(_) => (Durability::These, Urgency::Background),
             Self::Read { .. } | Self::Fetch(_) | Self::Flush => unreachable!("no write"),
         }
+    }
+
+    fn device(&self) -> Device {
+        Device::Data
     }
 
     fn name(&self) -> &'static str {

@@ -20,7 +20,7 @@ use format::disk::{
 use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
 
 use crate::{
-    api::{Action, Durability, Event, IoToken, OpenError, OpenReplica, Urgency},
+    api::{Action, Device, Durability, Event, IoToken, OpenError, OpenReplica, Urgency},
     drive::{Drive, Ios, Parts},
     journal::{Found, Journal, Span, Tail, batch_start},
     replay::{Batch, Relied, Replay},
@@ -407,7 +407,8 @@ impl Opening {
     }
 
     fn read(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
-        out.push(Action::ReadDrive { token: self.next_token(), offset, length });
+        let (device, token) = (Device::Data, self.next_token());
+        out.push(Action::ReadDrive { device, token, offset, length });
     }
 
     fn write_zeros(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
@@ -416,7 +417,7 @@ impl Opening {
     }
 
     fn flush(&mut self, out: &mut Vec<Action>) {
-        out.push(Action::FlushDrive { token: self.next_token() });
+        out.push(Action::FlushDrive { device: Device::Data, token: self.next_token() });
     }
 
     fn put_superblock(&mut self, out: &mut Vec<Action>) {
@@ -434,8 +435,8 @@ impl Opening {
         durability: Durability,
         out: &mut Vec<Action>,
     ) {
-        let (token, urgency) = (self.next_token(), Urgency::Request);
-        out.push(Action::WriteDrive { token, offset, data, durability, urgency });
+        let (device, token, urgency) = (Device::Data, self.next_token(), Urgency::Request);
+        out.push(Action::WriteDrive { device, token, offset, data, durability, urgency });
     }
 }
 

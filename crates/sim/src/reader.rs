@@ -63,14 +63,14 @@ impl Reader {
         let mut rest = Vec::new();
         while let Some(action) = queue.pop_front() {
             let event = match action {
-                Action::ReadDrive { token, offset, length } => {
+                Action::ReadDrive { token, offset, length, .. } => {
                     Event::DriveRead { token, result: Ok(self.drive.read(offset, length)) }
                 }
                 Action::WriteDrive { token, offset, data, .. } => {
                     self.drive.write(offset, &data);
                     Event::DriveWritten { token, result: Ok(()) }
                 }
-                Action::FlushDrive { token } => Event::DriveFlushed { token, result: Ok(()) },
+                Action::FlushDrive { token, .. } => Event::DriveFlushed { token, result: Ok(()) },
                 other => {
                     rest.push(other);
                     continue;

@@ -36,14 +36,14 @@ impl Reader {
             let mut next = Vec::new();
             for action in std::mem::take(&mut actions) {
                 let event = match action {
-                    Action::ReadDrive { token, offset, length } => {
+                    Action::ReadDrive { token, offset, length, .. } => {
                         Event::DriveRead { token, result: Ok(self.disk.read(offset, length)) }
                     }
                     Action::WriteDrive { token, offset, data, durability, .. } => {
                         self.disk.write(offset, &data, durability);
                         Event::DriveWritten { token, result: Ok(()) }
                     }
-                    Action::FlushDrive { token } => {
+                    Action::FlushDrive { token, .. } => {
                         self.disk.flush();
                         Event::DriveFlushed { token, result: Ok(()) }
                     }

@@ -676,7 +676,7 @@ impl World {
         let (life, slow) = (host.life, host.slow);
         let server = name.clone();
         match action {
-            Action::ReadDrive { drive, token, offset, length } => {
+            Action::ReadDrive { drive, token, offset, length, .. } => {
                 let op = DriveOp::Read { offset, length };
                 let after = slow + self.rng.micros(20, 150);
                 self.at(after, Happening::Drive { server, life, drive, token, op });
@@ -686,7 +686,7 @@ impl World {
                 let after = slow + self.rng.micros(50, 600);
                 self.at(after, Happening::Drive { server, life, drive, token, op });
             }
-            Action::FlushDrive { drive, token } => {
+            Action::FlushDrive { drive, token, .. } => {
                 let op = DriveOp::Flush;
                 let after = slow + self.rng.micros(50, 600);
                 self.at(after, Happening::Drive { server, life, drive, token, op });

@@ -187,7 +187,7 @@ impl Bench {
             if fail { Err(DriveError::Io("simulated".into())) } else { Ok(()) }
         };
         let event = match action {
-            Action::ReadDrive { token, offset, length } => {
+            Action::ReadDrive { token, offset, length, .. } => {
                 let bytes = self.drive.seen.read(offset, length as usize);
                 Event::DriveRead { token, result: io(self.fail_reads).map(|()| bytes) }
             }
@@ -198,7 +198,7 @@ impl Bench {
                 }
                 Event::DriveWritten { token, result }
             }
-            Action::FlushDrive { token } => {
+            Action::FlushDrive { token, .. } => {
                 Event::DriveFlushed { token, result: io(self.fail_writes) }
             }
             other => unreachable!("{other:?} is not a drive action"),

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use engine::{
     Engine,
-    api::{Action, Event, Geometry, OpError, OpToken, OpenReplica, Outcome, Request},
+    api::{Action, Device, Event, Geometry, OpError, OpToken, OpenReplica, Outcome, Request},
 };
 
 use crate::{
@@ -133,13 +133,18 @@ impl Turning {
         let mut batch = Vec::new();
         for action in self.actions.drain(..) {
             batch.push(match action {
-                Action::ReadDrive { token, offset, length } => {
+                Action::ReadDrive { device, token, offset, length } => {
+                    only_drive(device);
                     drive::Request::Read { token, offset, length }
                 }
-                Action::WriteDrive { token, offset, data, durability, urgency } => {
+                Action::WriteDrive { device, token, offset, data, durability, urgency } => {
+                    only_drive(device);
                     drive::Request::Write { token, offset, data, durability, urgency }
                 }
-                Action::FlushDrive { token } => drive::Request::Flush { token },
+                Action::FlushDrive { device, token } => {
+                    only_drive(device);
+                    drive::Request::Flush { token }
+                }
                 Action::Opened { replicas } => {
                     opened = Some(replicas);
                     continue;
@@ -176,4 +181,9 @@ impl Turning {
     pub fn description(&self) -> String {
         self.driver.description()
     }
+}
+
+/// No drive that is measured has its journal apart.
+fn only_drive(device: Device) {
+    assert_eq!(device, Device::Data, "nothing lies apart");
 }

@@ -19,6 +19,7 @@ use bds::{
     Server,
     api::{Action, ConnId as BdsConnId, Event},
 };
+use engine::api::Device;
 use format::{
     ctl::ToManager,
     data::{Hello, Peer},
@@ -66,6 +67,12 @@ struct Shell {
 }
 
 struct Drive {
+    data: Lane,
+    /// Where its journal lies, if that lies apart.
+    journal: Option<Lane>,
+}
+
+struct Lane {
     driver: Box<dyn Driver>,
     /// Of this turn.
     batch: Vec<Request>,
@@ -92,7 +99,7 @@ impl Shell {
             let driver = drive.open(sink)?;
             tracing::info!(drive = %drive.name, path = %drive.path.display(), driver =
                 %driver.description(), "drive opened");
-            drives.insert(drive.name.clone(), Drive { driver, batch: Vec::new() });
+            drives.insert(drive.name.clone(), Drive { data: Lane::new(driver), journal: None });
         }
         let random = || clock::random().context("cannot read random bits");
         let boot = BootId::from_random(random()?);
@@ -145,15 +152,15 @@ impl Shell {
     fn carry_out(&mut self) -> anyhow::Result<()> {
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::ReadDrive { drive, token, offset, length } => {
-                    self.queue(&drive, Request::Read { token, offset, length });
+                Action::ReadDrive { drive, device, token, offset, length } => {
+                    self.queue(&drive, device, Request::Read { token, offset, length });
                 }
-                Action::WriteDrive { drive, token, offset, data, durability, urgency } => {
+                Action::WriteDrive { drive, device, token, offset, data, durability, urgency } => {
                     let write = Request::Write { token, offset, data, durability, urgency };
-                    self.queue(&drive, write);
+                    self.queue(&drive, device, write);
                 }
-                Action::FlushDrive { drive, token } => {
-                    self.queue(&drive, Request::Flush { token });
+                Action::FlushDrive { drive, device, token } => {
+                    self.queue(&drive, device, Request::Flush { token });
                 }
                 Action::Reply { conn, message } => self.reactor.send(ConnId(conn.0), message),
                 Action::Send { server, message } => self.reactor.send_link(&server, message),
@@ -169,15 +176,13 @@ impl Shell {
                 Action::Ready => self.open_doors()?,
             }
         }
-        for drive in self.drives.values_mut().filter(|drive| !drive.batch.is_empty()) {
-            drive.driver.submit(std::mem::take(&mut drive.batch));
-        }
+        self.drives.values_mut().for_each(Drive::submit);
         Ok(())
     }
 
-    fn queue(&mut self, drive: &DriveName, request: Request) {
+    fn queue(&mut self, drive: &DriveName, device: Device, request: Request) {
         let drive = self.drives.get_mut(drive).expect("the machine knows the drives we gave it");
-        drive.batch.push(request);
+        drive.lane(device).batch.push(request);
     }
 
     fn open_doors(&mut self) -> anyhow::Result<()> {
@@ -186,6 +191,34 @@ impl Shell {
         self.reactor.connect_manager(self.manager);
         tracing::info!(manager = %self.manager, "drives are open; serving");
         Ok(())
+    }
+}
+
+impl Drive {
+    fn lane(&mut self, device: Device) -> &mut Lane {
+        match device {
+            Device::Data => &mut self.data,
+            Device::Journal => self.journal.as_mut().expect("the machine knows where it lies"),
+        }
+    }
+
+    fn submit(&mut self) {
+        self.data.submit();
+        if let Some(journal) = &mut self.journal {
+            journal.submit();
+        }
+    }
+}
+
+impl Lane {
+    fn new(driver: Box<dyn Driver>) -> Self {
+        Self { driver, batch: Vec::new() }
+    }
+
+    fn submit(&mut self) {
+        if !self.batch.is_empty() {
+            self.driver.submit(std::mem::take(&mut self.batch));
+        }
     }
 }
 

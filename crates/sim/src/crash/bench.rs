@@ -6,8 +6,8 @@ use std::{collections::VecDeque, time::Duration};
 use engine::{
     Engine,
     api::{
-        Action, DriveError, Durability, Event, Geometry, IoToken, OpError, OpToken, OpenReplica,
-        Outcome, Request,
+        Action, Device, DriveError, Durability, Event, Geometry, IoToken, OpError, OpToken,
+        OpenReplica, Outcome, Request,
     },
 };
 use model::time::Instant;
@@ -23,6 +23,8 @@ const DURABLE_WRITES_KEPT: usize = 16;
 pub struct Bench {
     pub engine: Engine,
     pub drive: Drive,
+    /// Where the journal lies, if it lies apart.
+    pub journal: Drive,
     pub under_way: Vec<Io>,
     pub completed: Vec<(OpToken, Result<Outcome, OpError>)>,
     pub opened: Option<Vec<OpenReplica>>,
@@ -40,6 +42,7 @@ pub struct Bench {
 /// A drive action that is under way.
 #[derive(Debug)]
 pub struct Io {
+    device: Device,
     token: IoToken,
     work: Work,
     /// It waits until nothing else is left.
@@ -62,6 +65,7 @@ impl Bench {
         let mut bench = Self {
             engine,
             drive,
+            journal: Drive::default(),
             under_way: Vec::new(),
             completed: Vec::new(),
             opened: None,
@@ -96,24 +100,24 @@ impl Bench {
             let is_answer = matches!(action, Action::Complete { .. });
             assert!(is_answer || !out_of_service, "{action:?} of a drive out of service");
             match action {
-                Action::WriteDrive { token, offset, data, durability, .. } => {
+                Action::WriteDrive { device, token, offset, data, durability, .. } => {
                     let blocks = data.iter().map(|part| part.len() as u64).sum::<u64>() / 4096;
-                    let ticket = self.drive.begin_write(offset, &data);
+                    let ticket = self.device(device).begin_write(offset, &data);
                     self.note(|| {
                         format!(
-                            "  write {} at {offset:#x}, {blocks} blocks, {durability:?}",
+                            "  write {} at {device:?} {offset:#x}, {blocks} blocks, {durability:?}",
                             token.0
                         )
                     });
-                    self.begin(token, Work::Write { ticket, offset, blocks, durability });
+                    self.begin(device, token, Work::Write { ticket, offset, blocks, durability });
                 }
-                Action::ReadDrive { token, offset, length } => {
-                    self.begin(token, Work::Read { offset, length });
+                Action::ReadDrive { device, token, offset, length } => {
+                    self.begin(device, token, Work::Read { offset, length });
                 }
-                Action::FlushDrive { token } => {
-                    let ticket = self.drive.begin_flush();
-                    self.note(|| format!("  flush {}", token.0));
-                    self.begin(token, Work::Flush { ticket });
+                Action::FlushDrive { device, token } => {
+                    let ticket = self.device(device).begin_flush();
+                    self.note(|| format!("  flush {} of {device:?}", token.0));
+                    self.begin(device, token, Work::Flush { ticket });
                 }
                 Action::Complete { token, outcome } => self.completed.push((token, outcome)),
                 Action::Opened { replicas } => {
@@ -125,9 +129,16 @@ impl Bench {
         }
     }
 
-    fn begin(&mut self, token: IoToken, work: Work) {
-        let stalled = self.drive.faults.as_mut().is_some_and(Faults::stalls);
-        self.under_way.push(Io { token, work, stalled });
+    fn device(&mut self, device: Device) -> &mut Drive {
+        match device {
+            Device::Data => &mut self.drive,
+            Device::Journal => &mut self.journal,
+        }
+    }
+
+    fn begin(&mut self, device: Device, token: IoToken, work: Work) {
+        let stalled = self.device(device).faults.as_mut().is_some_and(Faults::stalls);
+        self.under_way.push(Io { device, token, work, stalled });
     }
 
     pub fn event(&mut self, event: Event) {
@@ -147,15 +158,17 @@ impl Bench {
     pub fn step(&mut self, index: usize) {
         let others = (index..self.under_way.len()).chain(0..index);
         let index = others.into_iter().find(|&i| !self.under_way[i].stalled).unwrap_or(index);
-        let Io { token, work, .. } = self.under_way.remove(index);
+        let Io { device, token, work, .. } = self.under_way.remove(index);
         self.at_boundary = false;
         let event = match work {
             Work::Read { offset, length } => {
-                let result = self.drive.carry_out_read(offset, length).map_err(DriveError::Io);
+                let result =
+                    self.device(device).carry_out_read(offset, length).map_err(DriveError::Io);
                 Event::DriveRead { token, result }
             }
             Work::Write { ticket, offset, blocks, durability } => {
-                let result = self.drive.carry_out_write(ticket, durability).map_err(DriveError::Io);
+                let result = self.device(device).carry_out_write(ticket, durability);
+                let result = result.map_err(DriveError::Io);
                 self.at_boundary = result.is_ok() && durability != Durability::Later;
                 if self.at_boundary {
                     self.durable_writes.truncate(DURABLE_WRITES_KEPT - 1);
@@ -165,7 +178,7 @@ impl Bench {
                 Event::DriveWritten { token, result }
             }
             Work::Flush { ticket } => {
-                let result = self.drive.carry_out_flush(ticket).map_err(DriveError::Io);
+                let result = self.device(device).carry_out_flush(ticket).map_err(DriveError::Io);
                 self.at_boundary = result.is_ok();
                 self.note(|| format!("  flushed {}: {result:?}", token.0));
                 Event::DriveFlushed { token, result }

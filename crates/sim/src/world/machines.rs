@@ -70,7 +70,7 @@ impl World {
             let life = self.servers[id].life;
             let server = id.clone();
             match action {
-                bds_api::Action::ReadDrive { drive, token, offset, length } => {
+                bds_api::Action::ReadDrive { drive, token, offset, length, .. } => {
                     let data = self.servers[id].drives[&drive].read(offset, length);
                     let delay = self.random.micros(20, 400);
                     self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
@@ -84,7 +84,7 @@ impl World {
                         Happening::DriveWritten { server, life, drive, token, ticket, durability };
                     self.schedule(delay, written);
                 }
-                bds_api::Action::FlushDrive { drive, token } => {
+                bds_api::Action::FlushDrive { drive, token, .. } => {
                     let process = self.servers.get_mut(id).expect("known");
                     let ticket = process.drives.get_mut(&drive).expect("known").begin_flush();
                     let delay = self.random.micros(50, 600);
