@@ -10,7 +10,7 @@ use format::{
     ctl::{Damage, DriveReport, DriveState, DriveStatus, DriveUsage},
     replica::ReplicaRecord,
 };
-use model::{id::ReplicaId, time::Instant, units::ByteCount};
+use model::{id::ReplicaId, limits::DRIVE_FULL_PERCENT, time::Instant, units::ByteCount};
 
 use crate::{
     api::{Action, DriveParams},
@@ -19,6 +19,9 @@ use crate::{
 
 /// The manager hears of a drive no more often.
 const STATUS_EVERY: Duration = Duration::from_secs(2);
+
+/// A full drive has room again with so many slots below the mark; one in a hundred if it is small.
+const ROOM_SLOTS: u64 = 64;
 
 #[derive(Debug)]
 pub struct Drive {
@@ -31,6 +34,9 @@ pub struct Drive {
     pub damage: Damage,
     pub scrub: Scrub,
     told_at: Option<Instant>,
+    is_full: bool,
+    /// Changes that wait, unordered, at primaries on it.
+    pub waiting_for_room: u64,
 }
 
 /// `opening ─► open ─► failed`, or failed at once.
@@ -68,6 +74,8 @@ impl Drive {
             told_at: None,
             damage: Damage::default(),
             scrub,
+            is_full: false,
+            waiting_for_room: 0,
         };
         drive.pass_on(actions, out);
         Ok(drive)
@@ -93,6 +101,26 @@ impl Drive {
 
     pub fn is_settled(&self) -> bool {
         self.state != State::Opening
+    }
+
+    /// Whether it has slots left only for what is in flight.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Whether changes may wait at primaries on it, or were said to.
+    pub fn minds_waiting(&self) -> bool {
+        self.is_full || self.waiting_for_room > 0
+    }
+
+    /// Looks how full it is; true when that is another answer than before. Some slots must come
+    /// free until a full drive has room again, so that it is not both with every slot that does.
+    pub fn fullness_changed(&mut self) -> bool {
+        let usage = self.engine.usage();
+        let (used, total) = (usage.slots_used, usage.slots_total);
+        let margin = if self.is_full { ROOM_SLOTS.min(total / 100) } else { 0 };
+        let is_full = total > 0 && (used + margin) * 100 >= total * DRIVE_FULL_PERCENT;
+        std::mem::replace(&mut self.is_full, is_full) != is_full
     }
 
     pub fn allocated(&self, replica: ReplicaId) -> ByteCount {
@@ -141,7 +169,7 @@ impl Drive {
             slot_bytes: u64::from(self.params.media.extent_bytes()),
             journal_bytes: self.params.geometry.journal_bytes,
             journal_bytes_used: usage.journal_bytes_used,
-            waiting_for_space: usage.waiting_for_space,
+            waiting_for_space: usage.waiting_for_space + self.waiting_for_room,
             memory_used: usage.memory_bytes,
             memory_max: usage.memory_bytes_max,
         };

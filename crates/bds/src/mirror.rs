@@ -54,6 +54,14 @@ impl Mirror {
             turn.reply(conn, DataMessage::Refused { group, replica, epoch: promised });
         }
         self.learner.cancel();
+        self.tell_room(turn, standing);
+    }
+
+    /// The primary lets changes that need space wait while there is none here.
+    pub fn tell_room(&self, turn: &mut Turn<'_>, standing: Standing) {
+        let Some(conn) = self.conn else { return };
+        let (Standing { group, replica, .. }, full) = (standing, turn.drive_full);
+        turn.reply(conn, DataMessage::Room { group, replica, full });
     }
 
     /// Whether a message of this epoch from this connection is to be obeyed. An older epoch is

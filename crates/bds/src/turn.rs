@@ -77,6 +77,8 @@ pub struct Turn<'a> {
     pub findings: &'a mut Vec<(u64, Finding)>,
     /// What the replica occupies on its drive.
     pub allocated: ByteCount,
+    /// Its drive has slots left only for what is in flight.
+    pub drive_full: bool,
     /// The replica's requests that the engine has not completed.
     pub busy: usize,
 }

@@ -2,9 +2,9 @@
 //!
 //! A thin volume stores what was written, not what was promised, so a drive that offers more than
 //! its slots hold (a server's `capacity_gib` says what it offers) can run full. From
-//! [`PLACEMENT_PERCENT`] on, no replica is placed on a drive. At [`FULL_PERCENT`] writes that need
+//! [`DRIVE_PLACEMENT_PERCENT`] on, no replica is placed on a drive. At [`DRIVE_FULL_PERCENT`] writes that need
 //! new space wait in the engine; the manager then moves replicas to other drives, one at a time per
-//! drive, until the drive is below [`RELIEVED_PERCENT`].
+//! drive, until the drive is below [`DRIVE_RELIEVED_PERCENT`].
 //!
 //! Decides: which replica leaves a full drive, and for where.
 //! Does not: carry the move out: it changes what is desired, and `replacing` follows.
@@ -21,6 +21,7 @@ use format::{
 };
 use model::{
     id::{DriveId, ReplicaId},
+    limits::{DRIVE_FULL_PERCENT, DRIVE_PLACEMENT_PERCENT, DRIVE_RELIEVED_PERCENT},
     state::VolumeState,
     time::Instant,
 };
@@ -34,13 +35,6 @@ use crate::{
     replacing,
     state::State,
 };
-
-/// Of a drive's slots, in use: from here on nothing new is placed there.
-pub const PLACEMENT_PERCENT: u64 = 90;
-/// From here on replicas are moved away; engines let writes that need new slots wait.
-pub const FULL_PERCENT: u64 = 97;
-/// Below this nothing more is moved away.
-pub const RELIEVED_PERCENT: u64 = 94;
 
 /// After a replica has gone, until the drive's new figures must have come.
 const SETTLING: std::time::Duration = std::time::Duration::from_secs(3);
@@ -66,12 +60,12 @@ pub fn used(usage: &DriveUsage) -> u64 {
 
 pub fn of(usage: &DriveUsage) -> Fullness {
     // Writes may wait a little before the mark, where slots are still being freed.
-    let waits = usage.waiting_for_space > 0 && reaches(usage, RELIEVED_PERCENT);
+    let waits = usage.waiting_for_space > 0 && reaches(usage, DRIVE_RELIEVED_PERCENT);
     if usage.slots_total == 0 {
         Fullness::Room
-    } else if reaches(usage, FULL_PERCENT) || waits {
+    } else if reaches(usage, DRIVE_FULL_PERCENT) || waits {
         Fullness::Full
-    } else if reaches(usage, PLACEMENT_PERCENT) {
+    } else if reaches(usage, DRIVE_PLACEMENT_PERCENT) {
         Fullness::NearlyFull
     } else {
         Fullness::Room
@@ -127,7 +121,9 @@ impl Relief {
 pub fn observe(state: &State, live: &mut Live, now: Instant, timing: &Timing) -> Vec<DriveId> {
     let up = live.servers_up(now, timing);
     let mut relief = std::mem::take(&mut live.relief);
-    relief.drives.retain(|id, _| usage(live, id).is_some_and(|u| reaches(u, RELIEVED_PERCENT)));
+    relief
+        .drives
+        .retain(|id, _| usage(live, id).is_some_and(|u| reaches(u, DRIVE_RELIEVED_PERCENT)));
     for server in up {
         for (drive, status) in &live.servers[&server].drives {
             if status.state == DriveState::Serving && of(&status.usage) == Fullness::Full {
@@ -181,7 +177,7 @@ pub fn relieve<'a>(
         return Err("no volume on it is whole and at rest".to_owned());
     };
     let usage = usage(case.live, drive).copied().unwrap_or_default();
-    let most = u128::from(total(&usage)) * u128::from(RELIEVED_PERCENT) / 100;
+    let most = u128::from(total(&usage)) * u128::from(DRIVE_RELIEVED_PERCENT) / 100;
     let needed = used(&usage).saturating_sub(u64::try_from(most).expect("less than the total"));
     // The least that is enough, else the most there is; of equals, a mirror.
     candidates.sort_by_key(|c| {

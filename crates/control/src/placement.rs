@@ -10,11 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     id::{DriveId, ServerId, Zone},
+    limits::DRIVE_PLACEMENT_PERCENT,
     volume::Media,
 };
 
 use crate::{
-    fullness::{PLACEMENT_PERCENT, share_reaches},
+    fullness::share_reaches,
     ledger::{Account, Claim, Ledger, Sum},
 };
 
@@ -41,7 +42,7 @@ impl Stored {
     /// Whether so many bytes more leave it below the mark for placement, which it has not
     /// reached yet.
     fn takes(self, more: u64) -> bool {
-        let reaches = |used| share_reaches(used, self.total, PLACEMENT_PERCENT);
+        let reaches = |used| share_reaches(used, self.total, DRIVE_PLACEMENT_PERCENT);
         !reaches(self.used) && !reaches(self.used.saturating_add(more))
     }
 }

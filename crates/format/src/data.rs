@@ -188,6 +188,13 @@ pub enum DataMessage {
         blocks: u16,
     },
 
+    /// Whether the member's drive is full: said when it adopts a configuration, and at each change.
+    Room {
+        group: GroupId,
+        replica: ReplicaId,
+        full: bool,
+    },
+
     // Learner to source and back.
     /// `have` describes the learner's units of the region; the source sends what differs.
     PullRegion {

@@ -19,6 +19,13 @@ pub const RESYNC_UNIT_BYTES: u32 = 64 << 10;
 pub const IN_FLIGHT_REQUESTS_MAX: usize = 1024;
 /// Bytes of one session in flight.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// Of a drive's slots, in use, in percent: from here on no replica is placed there.
+pub const DRIVE_PLACEMENT_PERCENT: u64 = 90;
+/// Below this a drive that was full is left alone again: no more is moved away from it.
+pub const DRIVE_RELIEVED_PERCENT: u64 = 94;
+/// From here on replicas are moved away, and changes that need a new slot wait before they are
+/// ordered. The slots beyond are for what is in flight.
+pub const DRIVE_FULL_PERCENT: u64 = 97;
 /// Members of a group, learners included.
 pub const MEMBERS_MAX: usize = 8;
 /// Tags of one resource, EC2's limit.
@@ -32,6 +39,9 @@ pub const ATTACHMENTS_PER_INSTANCE_MAX: usize = 64;
 /// Largest body of an API call, in bytes.
 pub const API_BODY_BYTES_MAX: usize = 1 << 20;
 
+const _: () = assert!(DRIVE_PLACEMENT_PERCENT < DRIVE_RELIEVED_PERCENT);
+const _: () = assert!(DRIVE_RELIEVED_PERCENT < DRIVE_FULL_PERCENT);
+const _: () = assert!(DRIVE_FULL_PERCENT < 100);
 const _: () = assert!(TRANSFER_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(REGION_BYTES < FRAME_PAYLOAD_BYTES_MAX as u64);
 const _: () = assert!(REGION_BYTES.is_multiple_of(64 << 10));

@@ -21,6 +21,9 @@ pub struct Peer {
     /// When it last acknowledged anything.
     heard: Instant,
     refusal: Option<Refusal>,
+    /// Its drive has slots left only for what is in flight. It says so, or that it has room,
+    /// whenever it is told a configuration; until then what it said before counts.
+    pub(super) is_full: bool,
     /// When the manager was last told that it is silent.
     pub(super) reported: Option<Instant>,
 }
@@ -55,6 +58,7 @@ impl Primary {
                     address: member.address,
                     heard: turn.now,
                     refusal: None,
+                    is_full: false,
                     reported: None,
                 },
             };

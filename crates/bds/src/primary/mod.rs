@@ -10,7 +10,7 @@
 //!
 //! `request` is the path of a guest's request, `change` that of a change to all members, `member`
 //! watches the members, `resync` fills learners, `repair` replaces damaged blocks,
-//! `compare` finds mirrors that differ.
+//! `compare` finds mirrors that differ, `room` lets changes wait while a drive is full.
 
 mod change;
 mod compare;
@@ -19,9 +19,10 @@ mod member;
 mod repair;
 mod request;
 mod resync;
+mod room;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -106,7 +107,10 @@ pub struct Primary {
     ticket_last: u64,
     /// Of those, the ones the throttle has not admitted yet.
     queue: VecDeque<u64>,
-    /// Of those, the ones it has admitted, and the bytes they carry.
+    /// Of those, the ones that wait, unordered, because a drive is full.
+    waiting_for_room: BTreeSet<u64>,
+    /// Of those, the ones the throttle has admitted and that do not wait for room, and the bytes
+    /// they carry.
     running: usize,
     running_bytes: u64,
     throttle: Throttle,
@@ -138,6 +142,7 @@ impl Primary {
             guests: BTreeMap::new(),
             ticket_last: 0,
             queue: VecDeque::new(),
+            waiting_for_room: BTreeSet::new(),
             running: 0,
             running_bytes: 0,
             throttle: Throttle::new(config.rate, turn.now),
@@ -277,6 +282,7 @@ impl Primary {
                 }
             }
             self.settle_barrier(turn);
+            self.take_up_waiting(turn);
             self.take_up(turn);
             self.advance_fills(turn);
             self.advance_compare(turn);
@@ -358,6 +364,7 @@ impl Primary {
             DataMessage::BadUnit { replica, epoch, offset, blocks, .. } => {
                 self.complaint(turn, (replica, epoch), (offset, blocks));
             }
+            DataMessage::Room { replica, full, .. } => self.room_told(turn, replica, full),
             _ => return,
         }
         self.go_on(turn);

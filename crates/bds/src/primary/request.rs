@@ -19,7 +19,7 @@ use crate::{
     turn::{Op, Turn},
 };
 
-use super::{Barrier, Owner, Phase, Primary};
+use super::{Barrier, Owner, Phase, Primary, room::has_slots};
 
 /// Requests that wait for the throttle; a node manager has fewer in flight, but those of a
 /// session that was replaced may still be here.
@@ -67,6 +67,10 @@ enum Stage {
     Queued,
     /// For what it overlaps.
     Waiting(LockId),
+    /// For the engine to say whether it needs space, because a drive is full.
+    Weighing(LockId),
+    /// For space, unordered.
+    WaitingForRoom,
     Running(LockId),
     /// For a damaged block to be repaired.
     Repairing,
@@ -227,7 +231,7 @@ impl Primary {
         {
             return self.reply(turn, from, refuse(Status::BadChecksum));
         }
-        if self.queue.len() >= QUEUE_MAX {
+        if self.queue.len() + self.waiting_for_room.len() >= QUEUE_MAX {
             return self.reply(turn, from, refuse(Status::NotReady));
         }
         self.ticket_last += 1;
@@ -272,10 +276,15 @@ impl Primary {
                 return;
             }
             self.queue.pop_front();
-            self.running += 1;
-            self.running_bytes += bytes;
-            self.lock(turn, ticket);
+            self.run(turn, ticket);
         }
+    }
+
+    /// Takes a place in the order of what overlaps it.
+    pub(super) fn run(&mut self, turn: &mut Turn<'_>, ticket: u64) {
+        self.running += 1;
+        self.running_bytes += self.guests[&ticket].bytes;
+        self.lock(turn, ticket);
     }
 
     fn lock(&mut self, turn: &mut Turn<'_>, ticket: u64) {
@@ -290,8 +299,19 @@ impl Primary {
 
     /// The range is free: carry the request out.
     pub(super) fn start(&mut self, turn: &mut Turn<'_>, ticket: u64) {
-        let guest = self.guests.get_mut(&ticket).expect("waiting requests have a guest");
+        let guest = self.guests.get(&ticket).expect("waiting requests have a guest");
         let Stage::Waiting(lock) = guest.stage else { unreachable!("a lock is granted once") };
+        let range = guest.range;
+        let is_write = matches!(guest.work, Work::Change(Some(Change::Write { .. })));
+        if is_write && self.is_full(turn) {
+            self.guests.get_mut(&ticket).expect("looked up above").stage = Stage::Weighing(lock);
+            return self.weigh(turn, ticket, range);
+        }
+        self.carry_out(turn, ticket, lock);
+    }
+
+    fn carry_out(&mut self, turn: &mut Turn<'_>, ticket: u64, lock: LockId) {
+        let guest = self.guests.get_mut(&ticket).expect("who holds a lock has a guest");
         guest.stage = Stage::Running(lock);
         let (replica, range) = (self.id, guest.range);
         let (offset, length) = (range.start, range.length());
@@ -316,6 +336,10 @@ impl Primary {
         ticket: u64,
         outcome: Result<Outcome, OpError>,
     ) {
+        if let Some(&Guest { stage: Stage::Weighing(lock), .. }) = self.guests.get(&ticket) {
+            self.weighed(turn, (ticket, lock), outcome);
+            return self.go_on(turn);
+        }
         if let Err(OpError::BadBlock { offset }) = outcome
             && self.repair_for(turn, ticket, offset)
         {
@@ -333,6 +357,28 @@ impl Primary {
             self.finish(turn, ticket, answer);
         }
         self.go_on(turn);
+    }
+
+    /// The engine has said what the range of a change holds, which a full drive made it ask.
+    fn weighed(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (ticket, lock): (u64, LockId),
+        outcome: Result<Outcome, OpError>,
+    ) {
+        match outcome {
+            Ok(Outcome::Allocated { bitmap }) if self.is_full(turn) && !has_slots(&bitmap) => {
+                let guest = self.guests.get_mut(&ticket).expect("looked up by the caller");
+                guest.stage = Stage::WaitingForRoom;
+                self.running -= 1;
+                self.running_bytes -= guest.bytes;
+                self.waiting_for_room.insert(ticket);
+                self.release(lock);
+            }
+            Ok(Outcome::Allocated { .. }) => self.carry_out(turn, ticket, lock),
+            Ok(_) => unreachable!("the engine answers what was asked"),
+            Err(error) => self.finish(turn, ticket, Answer::bare(status_of(&error))),
+        }
     }
 
     /// Lets a read wait for a repair, unless everything it covers has been looked into.
@@ -372,13 +418,14 @@ impl Primary {
         self.sessions.ended(guest.id, is_change && answer.status == Status::Ok);
         self.reply(turn, (guest.conn, guest.epoch, guest.id), answer);
         self.forget_running(&guest);
-        if let Stage::Waiting(lock) | Stage::Running(lock) = guest.stage {
+        self.waiting_for_room.remove(&ticket);
+        if let Stage::Waiting(lock) | Stage::Weighing(lock) | Stage::Running(lock) = guest.stage {
             self.release(lock);
         }
     }
 
     fn forget_running(&mut self, guest: &Guest) {
-        if guest.stage != Stage::Queued {
+        if !matches!(guest.stage, Stage::Queued | Stage::WaitingForRoom) {
             self.running -= 1;
             self.running_bytes -= guest.bytes;
         }

@@ -420,6 +420,24 @@ impl Replica {
         }
     }
 
+    /// Whether it wants to know how full its drive is: a primary that lets changes wait, or one
+    /// who follows a primary.
+    pub fn minds_room(&self) -> bool {
+        match &self.role {
+            Role::Primary(primary) => primary.changes_waiting() > 0,
+            Role::Mirror(mirror) => mirror.conn.is_some(),
+        }
+    }
+
+    /// Its drive became full, or has room again.
+    pub fn room_changed(&mut self, turn: &mut Turn<'_>) {
+        let standing = self.standing();
+        match &mut self.role {
+            Role::Primary(primary) => primary.room_changed(turn),
+            Role::Mirror(mirror) => mirror.tell_room(turn, standing),
+        }
+    }
+
     pub fn link_up(&mut self, turn: &mut Turn<'_>, server: &ServerId) {
         match &mut self.role {
             Role::Primary(primary) => primary.link_up(turn, server),

@@ -49,6 +49,7 @@ impl Server {
             requests: &mut requests,
             findings: &mut findings,
             allocated: drive.allocated(id),
+            drive_full: drive.is_full(),
             busy: replica.busy,
         };
         act(replica, &mut turn);
@@ -157,6 +158,10 @@ impl Server {
         from_drive: Vec<FromDrive>,
         out: &mut Vec<Action>,
     ) {
+        let drive = self.drives.get_mut(name).expect("what comes from it");
+        if drive.fullness_changed() {
+            self.room_changed.push(name.clone());
+        }
         for each in from_drive {
             match each {
                 FromDrive::Act(action) => out.push(action),
@@ -197,6 +202,17 @@ impl Server {
         }
     }
 
+    /// Lets the replicas of drives that became full, or have room again, know.
+    fn tell_room(&mut self, now: Instant, out: &mut Vec<Action>) {
+        for drive in std::mem::take(&mut self.room_changed) {
+            let there = self.replicas.values().filter(|r| r.drive == drive && r.minds_room());
+            let there: Vec<ReplicaId> = there.map(|r| r.id).collect();
+            for id in there {
+                self.turn(now, id, out, Replica::room_changed);
+            }
+        }
+    }
+
     /// Follows what has happened to its end.
     pub(super) fn follow(&mut self, now: Instant, out: &mut Vec<Action>) {
         loop {
@@ -213,6 +229,7 @@ impl Server {
                 });
             }
             self.reconcile_links(now, out);
+            self.tell_room(now, out);
             if self.completed.is_empty() {
                 break;
             }

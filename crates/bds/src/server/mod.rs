@@ -28,6 +28,7 @@ use crate::{
     api::{Action, Event, ServerParams},
     beat::Beats,
     drive::Drive,
+    primary::Primary,
     replica::{Input, Replica},
     scrub::Scrub,
     turn::{Links, Op},
@@ -45,6 +46,8 @@ pub struct Server {
     /// Requests that an engine has not completed: for whom, and why.
     asked: BTreeMap<OpToken, (ReplicaId, Op)>,
     completed: VecDeque<(OpToken, Result<Outcome, OpError>)>,
+    /// Drives that became full, or have room again, of which their replicas do not know yet.
+    room_changed: Vec<DriveName>,
     tokens: u64,
     manager_up: bool,
     next_beat: Instant,
@@ -71,6 +74,7 @@ impl Server {
             links_changed: false,
             asked: BTreeMap::new(),
             completed: VecDeque::new(),
+            room_changed: Vec::new(),
             tokens: 0,
             manager_up: false,
             next_beat: now,
@@ -193,6 +197,12 @@ impl Server {
     }
 
     fn tell_news(&mut self, now: Instant, out: &mut Vec<Action>) {
+        for (name, drive) in self.drives.iter_mut().filter(|(_, d)| d.minds_waiting()) {
+            let there = self.replicas.values().filter(|r| r.drive == *name);
+            let waiting: usize =
+                there.filter_map(Replica::primary).map(Primary::changes_waiting).sum();
+            drive.waiting_for_room = u64::try_from(waiting).expect("a count");
+        }
         let news = self.drives.values_mut().filter_map(|drive| drive.news(now));
         out.extend(news.map(|n| Action::SendManager { message: ToManager::DriveStatus(n) }));
     }

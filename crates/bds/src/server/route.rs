@@ -92,6 +92,7 @@ impl Server {
             | DataMessage::FetchedBlocks { group, .. }
             | DataMessage::Mended { group, .. }
             | DataMessage::BadUnit { group, .. }
+            | DataMessage::Room { group, .. }
             | DataMessage::RegionImage { group, .. } => *group,
             _ => return,
         };

@@ -78,7 +78,7 @@ impl World {
         let mut disk = self.hosts[&member.server].disks[&member.drive].clone();
         disk.crash(&mut self.rng);
         let mut out = Vec::new();
-        let geometry = geometry(self.media[&member.drive], self.drive_bytes);
+        let geometry = geometry(self.media[&member.drive], self.drive_bytes(&member.server));
         let engine = Engine::open(geometry, 1, self.now, &mut out).expect("it opened before");
         let mut reader = Reader { engine, disk, now: self.now };
         reader.run(out);

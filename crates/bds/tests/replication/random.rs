@@ -102,7 +102,7 @@ fn run(seed: u64, servers: u64, members: usize) {
 /// come after a trim in the same unit there and before it elsewhere: then only the unit's `mod_seq`
 /// differs, and the mirror is filled again.
 fn run_tight(seed: u64) {
-    let mut world = World::tight(seed, 3);
+    let mut world = World::tight(seed, 3, 3);
     disturb_much(&mut world, 2);
     world.client.depth = 0;
     world.trim_everything();

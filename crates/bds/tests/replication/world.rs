@@ -179,12 +179,16 @@ pub struct World {
     /// Pairs of servers that cannot connect.
     pub severed: BTreeSet<(ServerId, ServerId)>,
     pub incidents: Vec<Incident>,
-    /// Of each drive.
-    pub drive_bytes: u64,
+    /// Servers with small drives; those after them have roomy ones.
+    tight: u64,
 }
 
 pub fn server_name(n: u64) -> ServerId {
     format!("server-{n}").parse().expect("a name")
+}
+
+fn number_of(server: &ServerId) -> u64 {
+    server.as_str().rsplit('-').next().expect("numbered").parse().expect("a number")
 }
 
 pub fn drive_name() -> DriveName {
@@ -208,18 +212,18 @@ impl World {
     /// Scrubs nothing unless it is asked to.
     pub fn unscrubbed(seed: u64, servers: u64) -> Self {
         let timing = Timing { scrub_period: Duration::ZERO, ..Timing::default() };
-        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing, ROOMY)
+        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing, 0)
     }
 
-    /// Drives so small that what clients write does not fit.
-    pub fn tight(seed: u64, servers: u64) -> Self {
+    /// The drives of the first `tight` servers are so small that what clients write does not fit.
+    pub fn tight(seed: u64, tight: u64, servers: u64) -> Self {
         let timing = Timing { scrub_period: SCRUB_PERIOD, ..Timing::default() };
-        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing, TIGHT)
+        Self::with(seed, servers, &[(drive_name(), Media::Ssd)], timing, tight)
     }
 
     pub fn with_drives(seed: u64, servers: u64, drives: &[(DriveName, Media)]) -> Self {
         let timing = Timing { scrub_period: SCRUB_PERIOD, ..Timing::default() };
-        Self::with(seed, servers, drives, timing, ROOMY)
+        Self::with(seed, servers, drives, timing, 0)
     }
 
     fn with(
@@ -227,7 +231,7 @@ impl World {
         servers: u64,
         drives: &[(DriveName, Media)],
         timing: Timing,
-        drive_bytes: u64,
+        tight: u64,
     ) -> Self {
         let mut world = Self {
             now: Instant::from_nanos(1_000_000_000),
@@ -246,7 +250,7 @@ impl World {
             media: drives.iter().cloned().collect(),
             severed: BTreeSet::new(),
             incidents: Vec::new(),
-            drive_bytes,
+            tight,
         };
         for n in 1..=servers {
             let host = Host {
@@ -272,11 +276,15 @@ impl World {
         self.queue.insert((self.now + after, self.events), happening);
     }
 
+    pub fn drive_bytes(&self, server: &ServerId) -> u64 {
+        if number_of(server) <= self.tight { TIGHT } else { ROOMY }
+    }
+
     pub fn boot(&mut self, name: &ServerId) {
         self.lives += 1;
         let life = self.lives;
-        let n = name.as_str().rsplit('-').next().expect("numbered").parse().expect("a number");
-        let (media, drive_bytes) = (self.media.clone(), self.drive_bytes);
+        let (n, drive_bytes) = (number_of(name), self.drive_bytes(name));
+        let media = self.media.clone();
         let host = self.hosts.get_mut(name).expect("a host");
         assert!(host.server.is_none(), "{name} runs already");
         host.life = life;

@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     id::{DriveId, ReplicaId, VolumeId},
+    limits::{DRIVE_FULL_PERCENT, DRIVE_PLACEMENT_PERCENT, DRIVE_RELIEVED_PERCENT},
     state::VolumeState,
 };
 
 use super::world::{World, gp3, rate};
-use crate::{
-    api::CommandKind,
-    fullness::{FULL_PERCENT, PLACEMENT_PERCENT, RELIEVED_PERCENT},
-    random::Random,
-};
+use crate::{api::CommandKind, random::Random};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -90,7 +87,7 @@ fn a_full_drive_gives_replicas_away_until_writes_go_on() {
         took += 1;
         assert!(took < 600, "half a minute, and the write still waits");
     }
-    assert!(used(&world, shared.server.as_str()) < FULL_PERCENT);
+    assert!(used(&world, shared.server.as_str()) < DRIVE_FULL_PERCENT);
     world.until("at rest", 20_000, at_rest);
     let epochs = |w: &World| volumes.map(|v| w.config(v).epoch);
     let settled = epochs(&world);
@@ -105,7 +102,7 @@ fn the_least_that_is_enough_is_moved() {
     let [large, small] = filled(&mut world);
     let before = [large, small].map(|v| drives_of(&world, v));
     let full = before[0].intersection(&before[1]).next().expect("one").server.to_string();
-    world.until("relieved", 60_000, |w| at_rest(w) && used(w, &full) < RELIEVED_PERCENT);
+    world.until("relieved", 60_000, |w| at_rest(w) && used(w, &full) < DRIVE_RELIEVED_PERCENT);
     assert_eq!(drives_of(&world, large), before[0], "the larger one was moved");
     assert_ne!(drives_of(&world, small), before[1]);
 }
@@ -115,7 +112,8 @@ fn a_full_zone_lends_out_one_replica_of_a_volume_and_keeps_the_other() {
     let mut world = small_drives(2);
     let volumes = filled(&mut world);
     world.until("relieved", 60_000, |w| {
-        at_rest(w) && ["server-a-1", "server-a-2"].iter().all(|s| used(w, s) < RELIEVED_PERCENT)
+        at_rest(w)
+            && ["server-a-1", "server-a-2"].iter().all(|s| used(w, s) < DRIVE_RELIEVED_PERCENT)
     });
     for volume in volumes {
         let config = world.config(volume);
@@ -157,7 +155,8 @@ fn with_nowhere_to_go_it_is_said_once_and_goes_on_when_there_is_room() {
         world.start_server(server);
     }
     world.until("relieved", 60_000, |w| {
-        at_rest(w) && ["server-a-1", "server-a-2"].iter().all(|s| used(w, s) < RELIEVED_PERCENT)
+        at_rest(w)
+            && ["server-a-1", "server-a-2"].iter().all(|s| used(w, s) < DRIVE_RELIEVED_PERCENT)
     });
 }
 
@@ -201,7 +200,8 @@ fn a_replica_that_cannot_be_moved_stays_and_is_not_tried_all_the_time() {
     assert!((1..=8).contains(&attempts), "{attempts} replicas were begun in four minutes");
     world.unreadable = false;
     world.until("relieved in the end", 600_000, |w| {
-        at_rest(w) && ["server-a-1", "server-a-2"].iter().all(|s| used(w, s) < RELIEVED_PERCENT)
+        at_rest(w)
+            && ["server-a-1", "server-a-2"].iter().all(|s| used(w, s) < DRIVE_RELIEVED_PERCENT)
     });
 }
 
@@ -227,7 +227,10 @@ impl Watch {
             let before = self.known.insert(volume, desired.clone()).unwrap_or(desired.clone());
             for entered in desired.difference(&before) {
                 let share = used(world, entered.server.as_str());
-                assert!(share < PLACEMENT_PERCENT, "moved to {entered}, which is {share} % full");
+                assert!(
+                    share < DRIVE_PLACEMENT_PERCENT,
+                    "moved to {entered}, which is {share} % full"
+                );
                 let back = self.left.iter().any(|(v, d)| *v == volume && d == entered);
                 assert!(growing || !back, "{volume} is moved back to {entered}");
             }
@@ -278,7 +281,7 @@ fn fill_up(seed: u64) {
     assert!(moves <= 2 * volumes.len(), "{moves} moves, {moved_while_growing} before, seed {seed}");
     for server in &world.servers {
         let stuck = world.reports.iter().any(|r| r.contains("nothing can be moved away"));
-        let full = used(&world, &server.name) >= FULL_PERCENT;
+        let full = used(&world, &server.name) >= DRIVE_FULL_PERCENT;
         assert!(!full || stuck, "{} is full and nobody says why, seed {seed}", server.name);
     }
 }

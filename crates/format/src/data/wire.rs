@@ -42,6 +42,7 @@ mod kind {
     pub const MEND_BLOCKS: u8 = 27;
     pub const MENDED: u8 = 28;
     pub const BAD_UNIT: u8 = 29;
+    pub const ROOM: u8 = 30;
     pub const PULL_REGION: u8 = 32;
     pub const REGION_IMAGE: u8 = 33;
 }
@@ -229,6 +230,13 @@ impl DataMessage {
                 length: u32::from(blocks),
                 ..Header::default()
             }),
+            Self::Room { group, replica, full } => plain(Header {
+                kind: kind::ROOM,
+                group: group.raw(),
+                session: replica.raw(),
+                length: u32::from(full),
+                ..Header::default()
+            }),
         }
     }
 
@@ -328,6 +336,7 @@ impl DataMessage {
                 let blocks = u16::try_from(h.length).map_err(|_| DataError::Field("blocks"))?;
                 Self::BadUnit { group, replica, epoch, offset: h.offset, blocks }
             }
+            kind::ROOM => Self::Room { group, replica, full: h.length != 0 },
             other => return Err(DataError::Kind(other)),
         })
     }

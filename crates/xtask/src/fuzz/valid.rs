@@ -192,7 +192,7 @@ fn a_message(random: &mut Random) -> DataMessage {
     let unit = UnitMeta { offset: 65536, mod_seq, valid: vec![3, 0], crcs: crcs(2, random) };
     let data = Bytes::from(vec![5; 8192]);
     let change = Change::Write { crcs: crcs(2, random), data: data.clone() };
-    match random.below(12) {
+    match random.below(13) {
         0 => DataMessage::Read { group, epoch, id, offset, length },
         1 => DataMessage::Change { group, epoch, id, offset, change },
         2 => {
@@ -213,6 +213,7 @@ fn a_message(random: &mut Random) -> DataMessage {
             DataMessage::PullRegion { group, epoch, replica, token, offset, length, have }
         }
         10 => DataMessage::RegionImage { group, token, status, units: vec![unit], data },
+        11 => DataMessage::Room { group, replica, full: true },
         _ => {
             let attach = AttachGeneration::from_raw(9);
             DataMessage::OpenSession { group, epoch, attach, id }
