@@ -8,11 +8,13 @@ from service import BINARY, Service, wait_for
 
 class Roles(Service):
     """Like `Service`, from the files that `pliant up` makes; `change(name, text)` returns what to
-    put into the file of process `name`. Nobody starts a process again that dies."""
+    put into the file of process `name`. Nobody starts a process again that dies; those in `later`
+    are started by the test."""
 
-    def __init__(self, *flags, change):
+    def __init__(self, *flags, change, later=()):
         super().__init__(*flags)
         self.change = change
+        self.later = later
         self.roles = {}
 
     def start(self, limit=60):
@@ -25,7 +27,8 @@ class Roles(Service):
         for path in (self.dir / "config").iterdir():
             path.write_text(self.change(path.stem, path.read_text()))
         for name in ("manager", *self.servers(), *self.named("node")):
-            self.start_role(name)
+            if name not in self.later:
+                self.start_role(name)
         wait_for(lambda: self.pliant("zone", "list", check=False) is not None, limit, "the manager")
         self.all_up(limit)
         return self

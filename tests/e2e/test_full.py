@@ -58,6 +58,12 @@ class Filler(threading.Thread):
             self.failure = repr(error)
 
 
+def waiting(service):
+    """Changes that wait for space, as the servers say."""
+    drives = [d for s in service.pliant("server", "list")["servers"] for d in s["drives"]]
+    return sum(d["usage"]["waiting_for_space"] for d in drives if "usage" in d)
+
+
 def stopped_at(fillers):
     """Waits until no write has been answered for a while; how much has been written."""
     last, since = -1, time.monotonic()
@@ -99,6 +105,16 @@ def test_writes_wait_for_space_and_nothing_else_does(small):
     assert [f.failure for f in fillers] == [None] * WRITERS
     after = small.volume(volume)
     assert (after["epoch"], after["degraded"]) == (before["epoch"], False), "waiting for space is no failure"
+    assert waiting(small) >= WRITERS
+
+    # Nor does it keep a mirror from taking over.
+    primary = small.replica(volume, "primary")["server"]
+    small.kill(primary)
+    small.roles[primary].wait()
+    wait_for(lambda: small.volume(volume)["epoch"] > before["epoch"], 30, "a failover")
+    small.start_role(primary)
+    for offset in sorted(newer)[:8]:
+        assert nbd.read(offset, CHUNK) == content(offset, newer[offset]), f"chunk at {offset}"
 
     # Space returns: who waited goes on.
     trimmed = fillers[0].begin + 64 * MIB, 140 * MIB
@@ -113,3 +129,43 @@ def test_writes_wait_for_space_and_nothing_else_does(small):
         assert nbd.read(offset, CHUNK) == wanted, f"chunk at {offset}"
     small.detach(volume)
     small.boto().delete_volume(VolumeId=volume)
+
+
+@pytest.fixture
+def growing():
+    """Two servers with small drives, and two with roomier ones that are not there yet."""
+    later = ("server-a-3", "server-a-4")
+
+    def change(name, text):
+        return text if name in later else smaller(name, text)
+
+    flags = ("--zones", "a", "--servers-per-zone", "4", "--ssd-gib", "1", "--hdd-gib", "1")
+    one = Roles(*flags, change=change, later=later).start()
+    yield one
+    one.destroy()
+
+
+def test_writes_that_wait_go_on_because_their_replicas_move_to_other_drives(growing):
+    volume = growing.create(size=1)
+    uri = next(u for u in growing.attach(volume)["nbd_uris"] if u.startswith("nbd+unix"))
+    growing.in_sync(volume)
+    fillers = [Filler(uri, number) for number in range(WRITERS)]
+    for filler in fillers:
+        filler.start()
+    full = stopped_at(fillers)
+    assert 600 * MIB < full < VOLUME and [f.failure for f in fillers] == [None] * WRITERS
+    for name in growing.later:
+        growing.start_role(name)
+    wait_for(lambda: all(f.written == SHARE or f.failure for f in fillers), 120, "the writes that waited")
+    assert [f.failure for f in fillers] == [None] * WRITERS
+
+    def moved():
+        servers = {r["server"] for r in growing.volume(volume)["replicas"]}
+        return servers == set(growing.later)
+
+    wait_for(moved, 120, "both replicas on the large drives")
+    nbd = Nbd(uri, patience=30)
+    for offset in range(0, VOLUME, CHUNK):
+        assert nbd.read(offset, CHUNK) == content(offset, 1), f"chunk at {offset}"
+    growing.detach(volume)
+    growing.boto().delete_volume(VolumeId=volume)

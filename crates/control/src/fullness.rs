@@ -2,9 +2,9 @@
 //!
 //! A thin volume stores what was written, not what was promised, so a drive that offers more than
 //! its slots hold (a server's `capacity_gib` says what it offers) can run full. From
-//! [`DRIVE_PLACEMENT_PERCENT`] on, no replica is placed on a drive. At [`DRIVE_FULL_PERCENT`] writes that need
-//! new space wait in the engine; the manager then moves replicas to other drives, one at a time per
-//! drive, until the drive is below [`DRIVE_RELIEVED_PERCENT`].
+//! [`DRIVE_PLACEMENT_PERCENT`] on, no replica is placed on a drive. At [`DRIVE_FULL_PERCENT`] writes
+//! that need new space wait at their primaries; the manager then moves replicas to other drives, one
+//! at a time per drive, until the drive is below [`DRIVE_RELIEVED_PERCENT`].
 //!
 //! Decides: which replica leaves a full drive, and for where.
 //! Does not: carry the move out: it changes what is desired, and `replacing` follows.
