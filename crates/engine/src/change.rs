@@ -1,5 +1,5 @@
-//! Requests that change something: checked and, where they replace whole slots, their payload
-//! written to fresh slots before their records are made.
+//! Requests that change something: checked and, where they are large, their payload written to
+//! fresh slots, or to blocks that hold nothing (`direct`), before their records are made.
 //!
 //! Decides: what is refused, and which payload goes past the journal.
 //! Does not: make records (`commit`).
@@ -19,6 +19,7 @@ use model::{
 use crate::{
     api::{Action, META_BYTES_MAX, OpError, OpToken, Outcome, Request},
     describe::Inquiry,
+    direct::Part,
     drive::{Drive, Io},
     read::ReadRequest,
     sabotage::{Sabotage, is_on},
@@ -54,6 +55,8 @@ pub struct Write {
     pub crcs: Vec<u32>,
     pub data: Bytes,
     pub placed: Vec<(u32, u32)>,
+    /// Parts of other extents whose content lies in blocks that held nothing, in order.
+    pub direct: Vec<Part>,
     /// Bytes whose record is made.
     pub done: usize,
 }
@@ -141,8 +144,8 @@ impl Drive {
                 let length = u64::try_from(data.len()).map_err(|_| OpError::OutOfRange)?;
                 self.check_range(replica, offset, length)?;
                 check_crcs(&crcs, &data)?;
-                let placed = Vec::new();
-                Ok(Work::Write(Write { mod_seq, offset, crcs, data, placed, done: 0 }))
+                let (placed, direct) = (Vec::new(), Vec::new());
+                Ok(Work::Write(Write { mod_seq, offset, crcs, data, placed, direct, done: 0 }))
             }
             Change::Zero { length } => {
                 self.check_range(replica, offset, u64::from(length))?;
@@ -188,7 +191,7 @@ impl Drive {
     fn place_payload(&mut self, mut entry: Entry, out: &mut Vec<Action>) {
         let mut runs = Vec::new();
         match &mut entry.work {
-            Work::Write(write) => self.place_write(write, &mut runs),
+            Work::Write(write) => self.place_write(entry.op, entry.replica, write, &mut runs),
             Work::Install(install) => self.place_install(entry.replica, install, &mut runs),
             Work::Create { .. } | Work::Remove | Work::SetMeta { .. } | Work::Zero { .. } => {}
         }
@@ -209,26 +212,47 @@ impl Drive {
             self.ios.write(Io::Payload(op), offset, segments, out);
             writes += 1;
         }
-        if is_on(Sabotage::PayloadNotAwaited) {
-            self.queue.push_back(entry);
-            return;
+        if is_unawaited(&entry) {
+            return self.payload_landed(entry);
         }
         self.placing.insert(op, Placing { entry, writes });
     }
 
-    fn place_write(&mut self, write: &mut Write, runs: &mut Vec<(u64, Bytes)>) {
-        let slot_bytes = self.layout.slot_bytes();
-        let end = write.offset + u64::try_from(write.data.len()).expect("fits");
-        let mut at = write.offset.next_multiple_of(slot_bytes);
-        while at.checked_add(slot_bytes).is_some_and(|next| next <= end) {
-            let Some(slot) = self.space.take() else { return };
-            let extent = u32::try_from(at / slot_bytes).expect("replicas are bounded");
-            let from = usize::try_from(at - write.offset).expect("within the payload");
-            let len = usize::try_from(slot_bytes).expect("a slot is small");
-            runs.push((self.layout.slot_offset(slot), write.data.slice(from..from + len)));
-            write.placed.push((extent, slot));
-            at += slot_bytes;
+    fn place_write(
+        &mut self,
+        op: OpToken,
+        replica: ReplicaId,
+        write: &mut Write,
+        runs: &mut Vec<(u64, Bytes)>,
+    ) {
+        let mut from = 0;
+        while from < write.data.len() {
+            let (extent, first, count) = self.next_part(write, from);
+            let len = usize::try_from(count).expect("small") * BLOCK_LEN;
+            let slot = if count == self.layout.slot_blocks {
+                let slot = self.space.take();
+                write.placed.extend(slot.map(|slot| (extent, slot)));
+                slot
+            } else {
+                let part = self.begin_direct(op, Owner { replica, extent }, first, count);
+                write.direct.extend(part);
+                part.map(|part| part.slot)
+            };
+            if let Some(slot) = slot {
+                let home = self.layout.slot_offset(slot) + u64::from(first) * BLOCK;
+                runs.push((home, write.data.slice(from..from + len)));
+            }
+            from += len;
         }
+    }
+
+    /// What the write says from byte `from` of its payload on, within one extent: which, the first
+    /// block, how many.
+    pub fn next_part(&self, write: &Write, from: usize) -> (u32, u32, u32) {
+        let at = write.offset + u64::try_from(from).expect("fits");
+        let (extent, first) = self.extent_and_block(at);
+        let left = u32::try_from((write.data.len() - from) / BLOCK_LEN).expect("small");
+        (extent, first, left.min(self.layout.slot_blocks - first))
     }
 
     fn place_install(
@@ -280,15 +304,25 @@ impl Drive {
     }
 
     pub fn payload_written(&mut self, op: OpToken) {
-        if is_on(Sabotage::PayloadNotAwaited) {
+        let Some(placing) = self.placing.get_mut(&op) else {
+            assert!(is_on(Sabotage::PayloadNotAwaited) || is_on(Sabotage::DirectNotAwaited));
             return;
-        }
-        let placing = self.placing.get_mut(&op).expect("its payload is being written");
+        };
         placing.writes -= 1;
         if placing.writes == 0 {
             let placing = self.placing.remove(&op).expect("found above");
-            self.queue.push_back(placing.entry);
+            self.payload_landed(placing.entry);
         }
+    }
+
+    /// Its record can be made, and after it those of the changes that wait for it.
+    fn payload_landed(&mut self, entry: Entry) {
+        if let Work::Write(Write { direct, .. }) = &entry.work {
+            direct.iter().for_each(|part| self.direct.landed(part));
+        }
+        self.queue.push_back(entry);
+        self.queue.extend(self.held.drain(..));
+        self.release_slots();
     }
 
     /// The entry comes to nothing: its fresh slots are free again.
@@ -300,7 +334,11 @@ impl Drive {
 
     pub fn give_up_slots(&mut self, entry: Entry) {
         let placed = match entry.work {
-            Work::Write(write) => write.placed,
+            Work::Write(write) => {
+                let of = |extent| Owner { replica: entry.replica, extent };
+                write.direct.iter().for_each(|part| self.end_direct(of(part.extent), part));
+                write.placed
+            }
             Work::Install(install) => install.placed,
             Work::Create { .. } | Work::Remove | Work::SetMeta { .. } | Work::Zero { .. } => {
                 Vec::new()
@@ -335,6 +373,12 @@ impl Install {
 /// Which blocks are valid; `None` when it is not two bytes.
 pub fn valid_bits(meta: &UnitMeta) -> Option<u16> {
     Some(u16::from_le_bytes(meta.valid.as_slice().try_into().ok()?))
+}
+
+/// Only ever with a break of the engine.
+fn is_unawaited(entry: &Entry) -> bool {
+    let direct = matches!(&entry.work, Work::Write(write) if !write.direct.is_empty());
+    is_on(Sabotage::PayloadNotAwaited) || direct && is_on(Sabotage::DirectNotAwaited)
 }
 
 fn check_row(size: ByteCount, meta: &Bytes) -> Result<(), OpError> {

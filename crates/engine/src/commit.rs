@@ -16,22 +16,25 @@ use model::{epoch::ModSeq, id::ReplicaId, time::Instant, units::BLOCK};
 use crate::{
     api::{Action, OpError},
     change::{Entry, Install, Work, Write, valid_bits},
+    direct::Part,
     drive::{Drive, Io},
     journal::Batch,
     machine::SEAL_AFTER,
     sabotage::{Sabotage, is_on},
-    table::{BlockRun, mask},
+    table::{BlockRun, inside},
 };
 
 /// Longest record without metadata blob or placement.
 const SMALL_RECORD_LEN: usize = 40;
 
 /// Why an entry's records are not all made.
-enum Stop {
+pub enum Stop {
     /// The batch takes no more.
     Full,
     /// It needs a slot and there is none.
     Starved,
+    /// Payload is being written to its blocks.
+    Held,
     /// It needs pages that are not in memory.
     Absent(Vec<u32>),
     Refused(OpError),
@@ -56,6 +59,7 @@ impl Drive {
             match made {
                 Ok(()) => ops.push(entry.op),
                 Err(Stop::Starved) => self.starve(entry),
+                Err(Stop::Held) => self.held.push_back(entry),
                 Err(Stop::Absent(pages)) => self.park_change(entry, pages, out),
                 Err(Stop::Refused(error)) => self.abandon(entry, error, out),
                 Err(Stop::Full) => unreachable!("looked at above"),
@@ -80,6 +84,7 @@ impl Drive {
 
     pub fn batch_written(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.journal.wrote();
+        self.direct.cleared.clear();
         let ops = self.batch.take().expect("a batch was being written");
         // A seal completes nothing and needs no seal.
         self.seal_at = (!ops.is_empty()).then(|| now + SEAL_AFTER);
@@ -90,8 +95,9 @@ impl Drive {
 
     /// Slots whose freeing is durable may be used again; who waited for one comes first.
     pub fn release_slots(&mut self) {
-        let writeback = &self.writeback;
-        if self.space.release(self.journal.durable_lsn(), |slot| writeback.writes_to(slot)) {
+        let (writeback, direct) = (&self.writeback, &self.direct);
+        let has_write = |slot| writeback.writes_to(slot) || direct.writes_to(slot);
+        if self.space.release(self.journal.durable_lsn(), has_write) {
             self.feed_starved();
         }
     }
@@ -179,6 +185,7 @@ impl Drive {
     fn vacate(&mut self, lsn: u64, slot: u32) {
         self.overlay.remove(slot, 0, self.layout.slot_blocks);
         self.readers.changed(slot, lsn);
+        self.direct.vacated(slot);
         let early = is_on(Sabotage::SlotReusedEarly);
         self.space.free_after(if early { 0 } else { lsn }, slot);
         if early {
@@ -193,11 +200,18 @@ impl Drive {
         write: &mut Write,
     ) -> Result<(), Stop> {
         while write.done < write.data.len() {
-            let at = write.offset + u64::try_from(write.done).expect("fits");
-            let (extent, first) = self.extent_and_block(at);
+            let (extent, first, count) = self.next_part(write, write.done);
             let owner = Owner { replica, extent };
-            let left = u32::try_from((write.data.len() - write.done) / BLOCK_LEN).expect("small");
-            let count = left.min(self.layout.slot_blocks - first);
+            let is_direct = |part: &&Part| (part.extent, part.first) == (extent, first);
+            if let Some(&part) = write.direct.first().filter(is_direct) {
+                let logged = self.log_direct(batch, owner, &part, write)?;
+                write.direct.remove(0);
+                self.end_direct(owner, &part);
+                if logged {
+                    write.done += usize::try_from(count).expect("small") * BLOCK_LEN;
+                    continue;
+                }
+            }
             let len = if write.placed.first().is_some_and(|&(placed, _)| placed == extent) {
                 self.log_placed_write(batch, owner, write)?;
                 count
@@ -221,7 +235,7 @@ impl Drive {
     ) -> Result<(), Stop> {
         let blocks = usize::try_from(count).expect("small");
         self.need(batch, SMALL_RECORD_LEN + 4 * blocks + 4, count)?;
-        let (slot, fresh) = self.slot_for(owner)?;
+        let (slot, fresh) = self.slot_for(owner, first, count)?;
         let from = write.done / BLOCK_LEN;
         let crcs = &write.crcs[from..from + blocks];
         let data = write.data.slice(write.done..write.done + blocks * BLOCK_LEN);
@@ -248,22 +262,33 @@ impl Drive {
         }
     }
 
-    /// The extent's slot, or a fresh one. The pages that say what is in it are in memory.
-    fn slot_for(&mut self, owner: Owner) -> Result<(u32, bool), Stop> {
-        if let Some(slot) = self.table.slot_of(owner) {
+    /// The extent's slot, or a fresh one, for content of these blocks. The pages that say what is in
+    /// it are in memory.
+    fn slot_for(&mut self, owner: Owner, first: u32, count: u32) -> Result<(u32, bool), Stop> {
+        let (owned, taken) = (self.table.slot_of(owner), self.direct.taken(owner));
+        if owned.or(taken).is_some_and(|slot| self.direct.is_written(slot, first, count)) {
+            return Err(Stop::Held);
+        }
+        if let Some(slot) = owned {
             self.have(&[self.table.descriptor_page(slot)])?;
+            self.direct.overtaken(slot, first, count);
             return Ok((slot, false));
         }
-        let slot = self.space.take().ok_or(Stop::Starved)?;
+        let slot = taken.or_else(|| self.space.take()).ok_or(Stop::Starved)?;
         let pages = [self.table.descriptor_page(slot), self.table.owner_page(slot)];
         let have = self.have(&pages);
-        if have.is_err() {
-            self.space.put_back(slot);
+        match have {
+            Ok(()) => {
+                self.direct.adopted(owner);
+                self.direct.overtaken(slot, first, count);
+            }
+            Err(_) if taken.is_none() => self.space.put_back(slot),
+            Err(_) => {}
         }
         have.map(|()| (slot, true))
     }
 
-    fn have(&self, pages: &[u32]) -> Result<(), Stop> {
+    pub fn have(&self, pages: &[u32]) -> Result<(), Stop> {
         if self.lacks(pages) { Err(Stop::Absent(pages.to_vec())) } else { Ok(()) }
     }
 
@@ -277,7 +302,7 @@ impl Drive {
     }
 
     /// Whether the batch takes such a record, and memory the pages that it may change.
-    fn need(&mut self, batch: &Batch, record_len: usize, blocks: u32) -> Result<(), Stop> {
+    pub fn need(&mut self, batch: &Batch, record_len: usize, blocks: u32) -> Result<(), Stop> {
         let many = self.table.dirty_pages() >= self.table.dirty_max();
         self.writeback.wanted |= many;
         if batch.fits(record_len, blocks) && !many { Ok(()) } else { Err(Stop::Full) }
@@ -363,6 +388,9 @@ impl Drive {
         count: u32,
     ) -> Result<(), Stop> {
         self.need(batch, SMALL_RECORD_LEN, 0)?;
+        if self.direct.is_written(slot, first, count) {
+            return Err(Stop::Held);
+        }
         let (mut touched, mut left) = (true, false);
         if count < self.layout.slot_blocks {
             self.have(&[self.table.descriptor_page(slot)])?;
@@ -386,6 +414,7 @@ impl Drive {
             Record::Clear { slot, owner, mod_seq, first, count }.put(&mut batch.head);
             self.table.clear(lsn, slot, first, count, mod_seq);
             self.overlay.remove(slot, first, count);
+            self.direct.cleared.insert(slot);
             self.readers.changed(slot, lsn);
         } else {
             Record::Free { slot, owner }.put(&mut batch.head);
@@ -469,12 +498,13 @@ impl Drive {
             return Ok(());
         }
         self.need(batch, RECORD_LEN_MAX, placed.valid.count_ones())?;
-        let (slot, fresh) = self.slot_for(owner)?;
+        let (slot, fresh) = self.slot_for(owner, first, UNIT_BLOCKS)?;
         let len = placed.crcs.len() * BLOCK_LEN;
         let data = install.data.slice(install.data_done..install.data_done + len);
         let lsn = batch.next_lsn();
         self.table.set_unit(lsn, slot, owner, fresh, &placed);
         self.overlay.remove(slot, first, UNIT_BLOCKS);
+        self.direct.cleared.insert(slot);
         let blocks = (0..UNIT_BLOCKS).filter(|b| placed.valid >> b & 1 == 1).map(|b| first + b);
         self.overlay_blocks(lsn, slot, blocks, &data);
         self.readers.changed(slot, lsn);
@@ -493,12 +523,4 @@ impl Drive {
         let block = u32::try_from(offset % slot_bytes / BLOCK).expect("within a slot");
         (extent, block)
     }
-}
-
-/// Which blocks of a unit lie among `count` blocks of its slot from `first` on.
-fn inside(unit: u32, first: u32, count: u32) -> u16 {
-    let base = unit * UNIT_BLOCKS;
-    let start = first.clamp(base, base + UNIT_BLOCKS);
-    let end = (first + count).clamp(base, base + UNIT_BLOCKS);
-    mask(start - base, end - start)
 }

@@ -20,6 +20,7 @@ use crate::{
         Usage,
     },
     change::{Entry, Placing},
+    direct::Direct,
     fetch::Fetching,
     journal::{Journal, Tail},
     overlay::{Key, Overlay},
@@ -47,6 +48,9 @@ pub struct Drive {
     pub queue: VecDeque<Entry>,
     /// Changes that wait for a free slot.
     pub starved: Starved,
+    /// Changes of blocks to which another one's payload is being written.
+    pub held: VecDeque<Entry>,
+    pub direct: Direct,
     /// Changes whose payload is being written to its slots.
     pub placing: BTreeMap<OpToken, Placing>,
     /// Requests that wait for pages.
@@ -152,6 +156,8 @@ impl Drive {
             accepted: BTreeSet::new(),
             queue: VecDeque::new(),
             starved: Starved::default(),
+            held: VecDeque::new(),
+            direct: Direct::default(),
             placing: BTreeMap::new(),
             fetching: Fetching::default(),
             batch: None,

@@ -8,6 +8,7 @@ pub mod api;
 mod change;
 mod commit;
 mod describe;
+mod direct;
 mod drive;
 mod fetch;
 mod journal;

@@ -85,6 +85,11 @@ impl Batch {
                     let count = u32::try_from(crcs.len()).expect("bounded by the decoder");
                     forget(&mut blocks, *slot, *first, count);
                 }
+                Record::Direct { slot, owner, first, crcs, .. } => {
+                    for (block, &crc) in (*first..).zip(crcs) {
+                        blocks.insert((*slot, block), (owner.replica, crc));
+                    }
+                }
                 Record::Set { slot, unit, .. } => {
                     forget(&mut blocks, *slot, unit * UNIT_BLOCKS, UNIT_BLOCKS);
                 }
@@ -203,6 +208,12 @@ impl Replay {
                 let (mod_seq, valid, crcs) = (*mod_seq, *valid, crcs.clone());
                 let placed = PlacedUnit { unit: *unit, mod_seq, valid, crcs };
                 self.insert(lsn, (*slot, owner.replica), placed_blocks(&placed), content);
+            }
+            Record::Direct { slot, fresh, first, crcs, .. } => {
+                let count = u32::try_from(crcs.len()).expect("bounded by the decoder");
+                let whole = (0, self.slot_blocks);
+                let (first, count) = if *fresh { whole } else { (*first, count) };
+                self.overlay.remove(*slot, first, count);
             }
             Record::Place { slot, old, .. } => {
                 self.overlay.remove(*slot, 0, self.slot_blocks);

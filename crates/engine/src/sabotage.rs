@@ -26,6 +26,12 @@ pub enum Sabotage {
     PageInPlace,
     /// Payload is not waited for before its record is written.
     PayloadNotAwaited,
+    /// As that, but only of payload that goes to blocks of a slot that others share.
+    DirectNotAwaited,
+    /// A batch that refers to such payload makes only its own bytes durable.
+    DirectAlone,
+    /// Payload goes straight over blocks that hold something.
+    DirectOverContent,
     /// A batch that refers to payload elsewhere makes only its own bytes durable.
     PlaceAlone,
     /// The last batch counts without a look at what it relies on.
@@ -48,7 +54,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -59,6 +65,9 @@ impl Sabotage {
         Self::HomeAhead,
         Self::PageInPlace,
         Self::PayloadNotAwaited,
+        Self::DirectNotAwaited,
+        Self::DirectAlone,
+        Self::DirectOverContent,
         Self::PlaceAlone,
         Self::LastBatchUnchecked,
         Self::MapLeftBehind,

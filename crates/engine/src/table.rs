@@ -435,6 +435,14 @@ pub fn mask(first: u32, count: u32) -> u16 {
     u16::try_from(((1u32 << count) - 1) << first).expect("within 16 bits")
 }
 
+/// Which blocks of a unit lie among `count` blocks of its slot from `first` on.
+pub fn inside(unit: u32, first: u32, count: u32) -> u16 {
+    let base = unit * UNIT_BLOCKS;
+    let start = first.clamp(base, base + UNIT_BLOCKS);
+    let end = (first + count).clamp(base, base + UNIT_BLOCKS);
+    mask(start - base, end - start)
+}
+
 fn fill_unit(descriptor: &mut DescriptorMut<'_>, placed: &PlacedUnit) {
     let mod_seq = if placed.valid == 0 { ModSeq::NONE } else { placed.mod_seq };
     descriptor.set_mod_seq(placed.unit, mod_seq);

@@ -2,6 +2,7 @@
 
 mod cases;
 mod damage;
+mod direct;
 mod order;
 mod paging;
 mod queries;

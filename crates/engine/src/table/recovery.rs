@@ -132,7 +132,7 @@ impl Recovering {
         let blocks_ok = |first: u32, count: u32| first + count <= layout.slot_blocks;
         let unit_ok = |unit: u32| unit < layout.slot_units();
         match record {
-            Record::Data { slot, first, crcs, .. } => {
+            Record::Data { slot, first, crcs, .. } | Record::Direct { slot, first, crcs, .. } => {
                 slot_ok(*slot) && blocks_ok(*first, u32::try_from(crcs.len()).unwrap_or(u32::MAX))
             }
             Record::Set { slot, unit, .. } => slot_ok(*slot) && unit_ok(*unit),
@@ -154,7 +154,9 @@ impl Recovering {
         let table = &self.table;
         let mut pages = Vec::new();
         match record {
-            Record::Data { slot, fresh, .. } | Record::Set { slot, fresh, .. } => {
+            Record::Data { slot, fresh, .. }
+            | Record::Direct { slot, fresh, .. }
+            | Record::Set { slot, fresh, .. } => {
                 pages.push(table.descriptor_page(*slot));
                 if *fresh {
                     pages.push(table.owner_page(*slot));
@@ -186,7 +188,8 @@ impl Recovering {
     /// Applies a sound record to every page that has not seen it.
     pub fn replay(&mut self, lsn: u64, record: &Record) {
         match record {
-            Record::Data { slot, owner, fresh, mod_seq, first, crcs } => {
+            Record::Data { slot, owner, fresh, mod_seq, first, crcs }
+            | Record::Direct { slot, owner, fresh, mod_seq, first, crcs } => {
                 let (slot, owner, fresh) = (*slot, *owner, *fresh);
                 let (describes, owns) = self.is_new(slot, lsn);
                 if describes {

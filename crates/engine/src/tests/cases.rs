@@ -53,10 +53,13 @@ pub fn write(bench: &mut Bench, mod_seq: u64, offset: u64, data: Bytes) {
     assert_eq!(bench.ask(write_request(mod_seq, offset, data)), Ok(Outcome::Done));
 }
 
-pub fn zero(bench: &mut Bench, mod_seq: u64, offset: u64, length: u32) {
+pub fn zero_request(mod_seq: u64, offset: u64, length: u32) -> Request {
     let change = Change::Zero { length };
-    let request = Request::Change { replica: replica(), mod_seq: seq(mod_seq), offset, change };
-    assert_eq!(bench.ask(request), Ok(Outcome::Done));
+    Request::Change { replica: replica(), mod_seq: seq(mod_seq), offset, change }
+}
+
+pub fn zero(bench: &mut Bench, mod_seq: u64, offset: u64, length: u32) {
+    assert_eq!(bench.ask(zero_request(mod_seq, offset, length)), Ok(Outcome::Done));
 }
 
 pub fn read(bench: &mut Bench, offset: u64, length: u32) -> Bytes {

@@ -318,8 +318,8 @@ fn slots_of_a_removed_replica_may_be_written_before_the_batch_that_placed_them_i
 #[test]
 fn after_damage_the_journal_can_be_emptied_before_anything_is_written() {
     let mut bench = bench(MEDIA);
-    for round in 0..14 {
-        write(&mut bench, round + 1, round * 65536, content(round, 15));
+    for round in 0..28 {
+        write(&mut bench, round + 1, round * 65536, content(round, 7));
     }
     let (size, meta) = (ByteCount::new(SIZE), Bytes::from_static(b"late"));
     let request = Request::SetReplicaMeta { replica: replica(), size, meta };

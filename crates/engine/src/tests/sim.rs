@@ -65,6 +65,8 @@ struct Write {
 #[derive(Debug, Clone, Default)]
 pub struct Drive {
     pub seen: Image,
+    /// Bytes written so far.
+    pub written: u64,
     in_flight: BTreeMap<IoToken, Write>,
 }
 
@@ -91,6 +93,7 @@ impl Drive {
 
     fn complete_write(&mut self, token: IoToken) {
         let write = self.in_flight.remove(&token).expect("issued");
+        self.written += (write.blocks.len() * BLOCK) as u64;
         self.seen.apply(&write);
     }
 }

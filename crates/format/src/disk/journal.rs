@@ -68,6 +68,9 @@ pub enum Record {
     Remove { index: u32, replica: ReplicaId },
     /// Nothing: it makes what went before known to be durable.
     Seal,
+    /// Blocks from `first` on, which held nothing, have this content; it was written to the slot
+    /// before.
+    Direct { slot: u32, owner: Owner, fresh: bool, mod_seq: ModSeq, first: u32, crcs: Vec<u32> },
 }
 
 /// An unit as [`Record::Place`] puts it; `crcs` for its valid blocks.
@@ -88,6 +91,7 @@ mod kind {
     pub const REPLICA: u8 = 6;
     pub const REMOVE: u8 = 7;
     pub const SEAL: u8 = 8;
+    pub const DIRECT: u8 = 9;
 }
 
 /// The fixed part of every record:
@@ -146,7 +150,7 @@ fn put_crcs(out: &mut BytesMut, crcs: &[u32]) {
     pad(out);
 }
 
-/// Where the blocks of a record lie. See [`Record::Data`].
+/// Where the blocks of a record lie. See [`Record::Data`] and [`Record::Direct`].
 #[derive(Debug, Clone, Copy)]
 pub struct DataHead {
     pub slot: u32,
@@ -157,8 +161,16 @@ pub struct DataHead {
 }
 
 pub fn put_data(out: &mut BytesMut, data: &DataHead, crcs: &[u32]) {
+    put_blocks(kind::DATA, out, data, crcs);
+}
+
+pub fn put_direct(out: &mut BytesMut, data: &DataHead, crcs: &[u32]) {
+    put_blocks(kind::DIRECT, out, data, crcs);
+}
+
+fn put_blocks(kind: u8, out: &mut BytesMut, data: &DataHead, crcs: &[u32]) {
     let head = Head {
-        kind: kind::DATA,
+        kind,
         fresh: data.fresh,
         a: narrow(data.first),
         b: u16::try_from(crcs.len()).expect("a record is bounded"),
@@ -187,6 +199,11 @@ impl Record {
                 let (slot, owner, fresh) = (*slot, *owner, *fresh);
                 let head = DataHead { slot, owner, fresh, mod_seq: *mod_seq, first: *first };
                 put_data(out, &head, crcs);
+            }
+            Self::Direct { slot, owner, fresh, mod_seq, first, crcs } => {
+                let (slot, owner, fresh) = (*slot, *owner, *fresh);
+                let head = DataHead { slot, owner, fresh, mod_seq: *mod_seq, first: *first };
+                put_direct(out, &head, crcs);
             }
             Self::Set { slot, owner, fresh, unit, mod_seq, valid, crcs } => {
                 let head = Head {
@@ -272,10 +289,14 @@ impl Record {
         let (slot, owner, fresh) = (head.slot, head.owner(), head.fresh);
         let mod_seq = ModSeq::from_raw(head.number);
         match head.kind {
-            kind::DATA => {
+            kind::DATA | kind::DIRECT => {
                 let (first, count) = range_in_slot(head.a, head.b)?;
                 let crcs = take_crcs(&mut tail, count)?;
-                Ok(Self::Data { slot, owner, fresh, mod_seq, first, crcs })
+                if head.kind == kind::DATA {
+                    Ok(Self::Data { slot, owner, fresh, mod_seq, first, crcs })
+                } else {
+                    Ok(Self::Direct { slot, owner, fresh, mod_seq, first, crcs })
+                }
             }
             kind::SET => {
                 let unit = unit_in_slot(head.a)?;

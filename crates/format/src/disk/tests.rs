@@ -59,6 +59,7 @@ fn records() -> Vec<Record> {
         },
         Record::Remove { index: 1, replica: owner.replica },
         Record::Seal,
+        Record::Direct { slot, owner, fresh: true, mod_seq, first: 200, crcs: vec![0xe1, 0xe2] },
     ]
 }
 
@@ -256,7 +257,7 @@ fn a_batch_survives_its_encoding_and_another_drives_is_refused() {
     let bytes = batch(&records());
     let (header, found) = decode_batch(UUID, &bytes).expect("it is whole");
     assert_eq!(found, records());
-    assert_eq!((header.first_lsn, header.last_lsn()), (100, 108));
+    assert_eq!((header.first_lsn, header.last_lsn()), (100, 109));
     assert_eq!((header.head_blocks, header.payload_blocks), (1, 4));
     assert_eq!(decode_batch(OTHER, &bytes), Err(DiskError::Foreign));
     assert_eq!(decode_batch(UUID, &bytes[..4095]), Err(DiskError::Short));

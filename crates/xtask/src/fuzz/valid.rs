@@ -84,7 +84,7 @@ fn a_record(random: &mut Random) -> Record {
     let (index, replica, fresh) = (slot, owner.replica, random.chance(50));
     let valid = (random.number() & 0xffff) as u16;
     let of_valid = crcs(valid.count_ones() as usize, random);
-    match random.below(8) {
+    match random.below(9) {
         0 => {
             let crcs = crcs(1 + random.below(64) as usize, random);
             Record::Data { slot, owner, fresh, mod_seq, first: random.below(192) as u32, crcs }
@@ -102,6 +102,10 @@ fn a_record(random: &mut Random) -> Record {
             Record::Replica { index, replica, size, meta }
         }
         6 => Record::Remove { index, replica },
+        7 => {
+            let crcs = crcs(1 + random.below(64) as usize, random);
+            Record::Direct { slot, owner, fresh, mod_seq, first: random.below(192) as u32, crcs }
+        }
         _ => Record::Seal,
     }
 }
