@@ -65,13 +65,6 @@ fn every_crash_state_holds_what_was_acknowledged() {
 }
 
 #[test]
-fn pages_that_recovery_read_stay_until_the_records_are_applied() {
-    // Its journal changes more pages than the memory of a drive in use holds.
-    let found = crash::run(100_107, Some(72), false).map_err(told);
-    assert!(found.is_ok(), "{found:?}");
-}
-
-#[test]
 fn a_seed_gives_the_same_states_and_the_same_trace() {
     let of = |seed| {
         activate(Some(Sabotage::NoFlush));

@@ -68,6 +68,21 @@ fn memory_stays_within_its_bound_however_much_is_looked_at() {
 }
 
 #[test]
+fn pages_that_recovery_read_stay_until_the_records_are_applied() {
+    let plenty = Geometry { memory_bytes: 1 << 20, ..little() };
+    let mut bench = Bench::open(plenty, scattered().drive.seen);
+    // A record or more for each of 25 pages, and memory for 16.
+    for extent in (0..SIZE >> 16).step_by(64) {
+        write(&mut bench, 2, extent << 16, content(extent + 1, 1));
+    }
+    let mean = Geometry { memory_bytes: 10 << 10, ..little() };
+    let mut again = Bench::open(mean, bench.drive.seen.clone());
+    for extent in (0..SIZE >> 16).step_by(64) {
+        assert!(read(&mut again, extent << 16, 4096) == content(extent + 1, 1));
+    }
+}
+
+#[test]
 fn a_replica_that_memory_could_not_describe_is_refused() {
     let mut bench = Bench::open(little(), Image::default());
     assert_eq!(create(&mut bench, 1, 64 << 20), Ok(Outcome::Done));
