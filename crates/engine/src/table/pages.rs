@@ -97,9 +97,12 @@ impl Table {
 
 // In memory or not.
 impl Table {
-    /// Whether the page must be read before it is looked at or changed.
+    /// Whether the page must be read before it is looked at or changed. Rows are in memory, in the
+    /// form of their replicas.
     pub fn is_absent(&self, page: u32) -> bool {
-        !self.cache.holds(page) && self.place_on_drive(page).is_some()
+        self.layout.kind_of(page) != PageKind::Replica
+            && !self.cache.holds(page)
+            && self.place_on_drive(page).is_some()
     }
 
     /// Where the image that counts lies; `None`: it was never written.

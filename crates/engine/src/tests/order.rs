@@ -109,3 +109,25 @@ fn requests_that_come_before_the_drive_is_open_are_answered_after_it() {
     assert_eq!(bench.opened, Some(vec![]));
     assert_eq!(bench.outcome(early), Some(Ok(Outcome::Done)));
 }
+
+#[test]
+fn a_row_is_not_written_before_the_records_that_changed_it_are_durable() {
+    let mut bench = bench(Media::Ssd);
+    write(&mut bench, 1, 0, content(1, 1));
+    // Its row is on the drive, and is written again.
+    for meta in ["one", "two"] {
+        bench.cycle();
+        let (size, meta) = (ByteCount::new(4 << 20), meta.into());
+        let request = Request::SetReplicaMeta { replica: replica(), size, meta };
+        assert_eq!(bench.ask(request), Ok(Outcome::Done));
+    }
+    bench.cycle();
+    assert_eq!(bench.engine.usage().pages_read, 0, "rows are in memory");
+    bench.request(Request::RemoveReplica { replica: replica() });
+    let removal = bench.under_way.pop_front().expect("its batch, which a crash loses");
+    bench.engine.want_cycle();
+    bench.event(Event::TimeReached);
+    bench.run();
+    let mut again = super::cases::reopened(&bench, Media::Ssd);
+    assert!(read(&mut again, 0, 4096) == content(1, 1), "{removal:?}");
+}
