@@ -42,6 +42,8 @@ pub enum Sabotage {
     LeftOverMapCounts,
     /// A page leaves memory while its image is on its way to the drive.
     PageDroppedEarly,
+    /// A page stays unwritten although the tail passes a record that its image lacks.
+    PageLeftBehind,
 }
 
 impl std::str::FromStr for Sabotage {
@@ -54,7 +56,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -73,6 +75,7 @@ impl Sabotage {
         Self::MapLeftBehind,
         Self::LeftOverMapCounts,
         Self::PageDroppedEarly,
+        Self::PageLeftBehind,
     ];
 }
 

@@ -13,7 +13,7 @@ mod extents;
 mod pages;
 mod recovery;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use format::disk::{
@@ -50,7 +50,9 @@ pub struct Table {
     /// Of the descriptor pages, as they are on the drive. Empty in version 1.
     entries: Vec<PageEntry>,
     cache: Cache,
-    dirty: BTreeSet<u32>,
+    /// Pages whose image on the drive is old, and the first record that it lacks; zero if it is to
+    /// be written whatever it lacks.
+    dirty: BTreeMap<u32, u64>,
     /// Map pages (descriptor pages in version 1) from this one on are not on the drive.
     written: u32,
     replicas: BTreeMap<ReplicaId, Replica>,
@@ -125,7 +127,7 @@ impl Table {
             ],
             entries: vec![PageEntry::NONE; entries],
             cache: Cache::new(layout.pages()),
-            dirty: BTreeSet::new(),
+            dirty: BTreeMap::new(),
             written: 0,
             replicas: BTreeMap::new(),
             rows: vec![None; fits(layout.replica_pages)],

@@ -1,7 +1,7 @@
 //! Writing home: what frees the journal.
 //!
 //! A cycle takes the oldest part of the journal, up to its cut: it writes the overlay's blocks
-//! home, then the pages that changed, then flushes, then moves the tail to the cut in a
+//! home, then the pages that lack a record of it, then flushes, then moves the tail to the cut in a
 //! superblock.
 //!
 //! Decides: when a cycle runs and how hard.
@@ -134,6 +134,18 @@ impl Drive {
         }
     }
 
+    /// Pages whose images lack a record up to this one are written. What only lacks later ones stays
+    /// for a later cycle, because most pages change again before that; unless memory is short.
+    fn pages_cut(&self, cut: u64) -> u64 {
+        if self.table.dirty_pages() > self.table.dirty_max() / 2 {
+            u64::MAX
+        } else if is_on(Sabotage::PageLeftBehind) {
+            self.journal.tail().lsn
+        } else {
+            cut
+        }
+    }
+
     fn write_homes(&mut self, out: &mut Vec<Action>) -> Option<Stage> {
         let Stage::Home { cut, mut next } = self.writeback.stage else { unreachable!("matched") };
         while self.writeback.writes < self.writes_max() {
@@ -142,7 +154,7 @@ impl Drive {
                 if self.writeback.writes > 0 {
                     break;
                 }
-                let (left, rest) = self.table.dirty();
+                let (left, rest) = self.table.dirty(self.pages_cut(cut));
                 self.checkpoint += 1;
                 return Some(Stage::Pages { cut, left: left.into_iter().collect(), rest });
             };

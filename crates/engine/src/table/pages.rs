@@ -225,7 +225,7 @@ impl Table {
             map.set_owner(index / per_page, index % per_page, Some(owner));
         }
         // So that the drive has it again.
-        self.dirty.insert(page);
+        self.dirty.insert(page, 0);
         self.cache.get_mut(page).expect("the caller has it").dirty = true;
     }
 }
@@ -241,19 +241,21 @@ impl Table {
                 frame.dirty = true;
             }
         }
-        self.dirty.insert(page);
+        self.dirty.entry(page).or_insert(lsn);
     }
 
     pub(super) fn touch_slot(&mut self, slot: u32, lsn: u64) {
         self.touch(self.descriptor_page(slot), lsn);
     }
 
-    /// Pages that a cycle writes: descriptors, then the rest, among it the maps that say which
-    /// half of the descriptors counts. Pages before the last one that were never written come with
-    /// them, so that what lies before [`Self::pages_written`] is ours.
-    pub fn dirty(&mut self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+    /// Pages that a cycle writes, because their images lack a record up to `cut`: descriptors, then
+    /// the rest, among it the maps that say which half of the descriptors counts. Pages before the
+    /// last one that were never written come with them, so that what lies before
+    /// [`Self::pages_written`] is ours.
+    pub fn dirty(&mut self, cut: u64) -> (BTreeSet<u32>, BTreeSet<u32>) {
         let first = self.layout.first_descriptor_page();
-        let mut rest = self.dirty.clone();
+        let old = self.dirty.iter().filter(|&(_, &lacks)| lacks <= cut);
+        let mut rest: BTreeSet<u32> = old.map(|(&page, _)| page).collect();
         let mut descriptors = rest.split_off(&first);
         let (kind_first, end) = if self.has_maps() {
             let maps = descriptors.iter().map(|&page| self.map_page(page - first));

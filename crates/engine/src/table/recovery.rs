@@ -122,7 +122,7 @@ impl Recovering {
     /// The half that counts is not the newest one, or was lost: it is written again, so that the
     /// other never counts.
     pub fn rewrite(&mut self, page: u32) {
-        self.table.dirty.insert(page);
+        self.table.dirty.insert(page, 0);
     }
 
     /// Whether the record names slots and rows that exist. What the drive returns is not trusted.
@@ -398,7 +398,7 @@ fn newest_change(table: &Table, slot: u32) -> Option<ModSeq> {
 
 impl Table {
     fn insert_replica(&mut self, index: u32, row: &ReplicaRow) {
-        let (lsn, was_dirty) = (self.page_lsn(index), self.dirty.contains(&index));
+        let (lsn, was_dirty) = (self.page_lsn(index), self.dirty.contains_key(&index));
         self.put_replica(lsn, index, row);
         if !was_dirty {
             self.dirty.remove(&index);
