@@ -1,5 +1,5 @@
 # One command each; `make help` lists them.
-.PHONY: help build demo test check unit e2e powercut bench clean
+.PHONY: help build demo test check unit e2e powercut rot bench clean
 CARGO ?= cargo
 PLIANT = target/release/pliant
 
@@ -29,6 +29,9 @@ e2e: build      ## Real processes and real clients (installs what they need)
 
 powercut: build ## Cut the power of a whole service at 240 moments (POWERCUT="--points 1000 --seed 7")
 	tests/run.sh powercut $(POWERCUT)
+
+rot: build      ## Flip bits on the drives of a whole service (ROT="--mib 8192 --rounds 10 --seed 7")
+	tests/run.sh rot $(ROT)
 
 bench: build    ## Side by side with other systems on the same disk
 	tests/bench.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything a change must pass: house rules, unit tests, then real processes and real clients.
-# With `e2e` only the last; with `powercut` only that, longer. Ends with the test runner's summary.
+# With `e2e` only the last; with `powercut` or `rot` only that, longer. Ends with the test runner's summary.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-all}
@@ -12,5 +12,5 @@ if [ "$what" = all ]; then
   make --no-print-directory unit
   make --no-print-directory build
 fi
-[ "$what" = powercut ] && exec target/venv/bin/python tests/e2e/powercut.py "$@"
+case $what in powercut | rot) exec target/venv/bin/python "tests/e2e/$what.py" "$@" ;; esac
 exec target/venv/bin/python -m pytest tests/e2e -q -x --durations=15 "$@"

@@ -26,6 +26,9 @@ class Roles(Service):
             (self.dir / folder).mkdir(parents=True, mode=0o700)
         for path in (self.dir / "config").iterdir():
             path.write_text(self.change(path.stem, path.read_text()))
+        return self.start_roles(limit)
+
+    def start_roles(self, limit=60):
         for name in ("manager", *self.servers(), *self.named("node")):
             if name not in self.later:
                 self.start_role(name)

@@ -1,10 +1,12 @@
-"""Blocks that rot on a drive: never delivered, repaired from the other replica, counted; an error only when both are bad."""
+"""Blocks that rot on a drive: never delivered, repaired from the other replica, counted; an error
+only when both are bad. More of it, anywhere on a drive: `make rot`."""
 
 import os
 
 import pytest
 
 from nbd import Nbd, NbdError
+from rot import Rot
 from service import Service, wait_for
 
 BLOCK = 4096
@@ -130,3 +132,7 @@ def test_rot_on_both_is_an_error_of_that_block_alone(small, written):
     nbd.write(bad * BLOCK, content(bad, version=2))
     assert nbd.read(bad * BLOCK, BLOCK) == content(bad, version=2)
     assert scrub(small, volume) == (0, 0, 0)
+
+
+def test_rot_anywhere_on_a_drive_while_its_server_is_down():
+    assert Rot(mib=128, per=60, seed=1).run(rounds=3) == []

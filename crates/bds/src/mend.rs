@@ -163,12 +163,13 @@ impl Mender {
         done: Done<Purpose>,
     ) {
         let Some((purpose, Some(findings))) = done else { return };
-        let bad = findings.bad;
-        if bad != 0 {
-            let complaint = Complaint { blocks: bad, told: false };
-            self.complaints.entry(findings.offset).or_insert(complaint);
-        }
         match purpose {
+            // What the primary asks for is damaged there, too: it would answer a complaint with the
+            // same question, and so on for ever.
+            Purpose::Complain if findings.bad != 0 => {
+                let complaint = Complaint { blocks: findings.bad, told: false };
+                self.complaints.entry(findings.offset).or_insert(complaint);
+            }
             Purpose::Complain => {}
             Purpose::Fetch { conn, token } => answer(turn, conn, (standing, token), findings),
             Purpose::Mend { conn, mend } => self.write(turn, conn, mend, findings),

@@ -45,8 +45,9 @@ pub struct Repair {
     /// The unit as the primary describes it; `None`: it holds nothing.
     reference: Option<UnitMeta>,
     found: BTreeMap<u32, Bytes>,
-    /// Mirrors that were asked.
+    /// Mirrors that were asked, and those of them that lack a block as well.
     tried: BTreeSet<ReplicaId>,
+    lacking: BTreeSet<ReplicaId>,
     /// Own blocks that are being written, and whether that went well.
     writes: usize,
     failed: bool,
@@ -127,7 +128,8 @@ impl Primary {
             self.granted.push_back(lock);
         }
         let (stage, reference, found) = (Stage::Waiting, None, BTreeMap::new());
-        let (readers, tried) = (reader.into_iter().collect(), BTreeSet::new());
+        let readers = reader.into_iter().collect();
+        let (tried, lacking) = (BTreeSet::new(), BTreeSet::new());
         let (writes, failed) = (0, false);
         let repair = Repair {
             target,
@@ -139,6 +141,7 @@ impl Primary {
             reference,
             found,
             tried,
+            lacking,
             writes,
             failed,
         };
@@ -236,6 +239,9 @@ impl Primary {
                     repair.found.insert(block, data);
                 }
             }
+        }
+        if equal && repair.wanted != 0 {
+            repair.lacking.insert(mirror);
         }
         let offset = repair.unit.start;
         if !equal {
@@ -356,6 +362,12 @@ impl Primary {
         self.release(repair.lock);
         for ticket in repair.readers {
             self.read_again(turn, ticket);
+        }
+        // A third replica had what these lack. They do not complain of what they are asked for.
+        if repair.wanted == 0 {
+            for mirror in repair.lacking {
+                self.begin_repair(turn, mirror, repair.unit.start, Blocks::MAX, None);
+            }
         }
     }
 }

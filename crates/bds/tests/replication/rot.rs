@@ -124,6 +124,20 @@ fn rot_is_repaired_by_the_reads_that_meet_it_and_never_delivered() {
 }
 
 #[test]
+fn what_is_lost_on_all_replicas_is_not_looked_for_for_ever() {
+    let mut world = full(3, 2, 2);
+    let lost = rot(&mut world, 1, 400, 5);
+    assert_eq!(rot(&mut world, 2, 400, 5), lost, "the same blocks");
+    let expected =
+        Damage { bad_found: 2 * lost as u64, bad_repaired: 0, bad_lost: 2 * lost as u64 };
+    assert_eq!(total(&scrub(&mut world, 1)), expected);
+    world.run_for(Duration::from_secs(1));
+    let before = world.delivered;
+    world.run_for(Duration::from_secs(60));
+    assert!(world.delivered - before < 10, "{} messages", world.delivered - before);
+}
+
+#[test]
 fn rot_is_repaired_while_writes_links_and_configurations_change() {
     for seed in 0..6 {
         let mut world = full(10 + seed, 3, 3);

@@ -179,6 +179,8 @@ pub struct World {
     /// Pairs of servers that cannot connect.
     pub severed: BTreeSet<(ServerId, ServerId)>,
     pub incidents: Vec<Incident>,
+    /// Messages that reached a server.
+    pub delivered: u64,
     /// Servers with small drives; those after them have roomy ones.
     tight: u64,
 }
@@ -250,6 +252,7 @@ impl World {
             media: drives.iter().cloned().collect(),
             severed: BTreeSet::new(),
             incidents: Vec::new(),
+            delivered: 0,
             tight,
         };
         for n in 1..=servers {
@@ -613,6 +616,7 @@ impl World {
     }
 
     fn deliver(&mut self, id: u64, forward: bool, number: u64, message: DataMessage) {
+        self.delivered += 1;
         let conn = self.conns.get_mut(&id).expect("connections are kept");
         // Everything passes through a frame, as on the wire.
         let message = DataMessage::from_frame(message.into_frame()).expect("it decodes");
