@@ -4,7 +4,10 @@
 //! completion back as an event. Requests complete in any order, each exactly once.
 
 use bytes::Bytes;
-use format::data::{Change, UnitMeta};
+use format::{
+    data::{Change, UnitMeta},
+    disk::JournalPlace,
+};
 use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount, volume::Media};
 
 /// Names a drive action; its completion carries it back.
@@ -21,7 +24,9 @@ pub struct Geometry {
     pub media: Media,
     /// Whole drive, in bytes.
     pub drive_bytes: u64,
+    /// Where it lies apart, all of the journal's device.
     pub journal_bytes: u64,
+    pub journal: JournalPlace,
     pub replicas_max: u32,
     /// Most memory for what the drive's metadata says, in bytes; not part of the format. What the
     /// maps leave of it holds pages of descriptors: fewer make random reads cost two.

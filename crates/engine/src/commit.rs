@@ -78,11 +78,38 @@ impl Drive {
         }
         self.batch = Some(ops);
         self.seal_at = None;
-        let offset = self.layout.journal_offset + offset;
-        self.ios.write(Io::Batch { places }, offset, segments, out);
+        self.put_batch(places, offset, segments, out);
     }
 
-    pub fn batch_written(&mut self, now: Instant, out: &mut Vec<Action>) {
+    /// Payload that the batch refers to must be durable with it; on another device than the
+    /// batch, that takes a flush there. Neither waits for the other: recovery looks at what the
+    /// last batch refers to.
+    fn put_batch(
+        &mut self,
+        places: bool,
+        offset: u64,
+        segments: Vec<Bytes>,
+        out: &mut Vec<Action>,
+    ) {
+        let offset = self.layout.journal_offset + offset;
+        self.ios.write(Io::Batch { places }, offset, segments, out);
+        self.batch_parts = 1;
+        let flushes = places && self.ios.journal_is_apart();
+        if flushes && !is_on(Sabotage::PayloadNotFlushed) {
+            self.ios.flush(Io::PayloadFlush, out);
+            self.batch_parts += 1;
+        }
+    }
+
+    /// The batch is durable with its last part.
+    pub fn batch_part_done(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.batch_parts -= 1;
+        if self.batch_parts == 0 {
+            self.batch_written(now, out);
+        }
+    }
+
+    fn batch_written(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.journal.wrote();
         self.direct.cleared.clear();
         let ops = self.batch.take().expect("a batch was being written");
@@ -115,8 +142,7 @@ impl Drive {
             batch.added(None);
             let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
             self.batch = Some(Vec::new());
-            let offset = self.layout.journal_offset + offset;
-            self.ios.write(Io::Batch { places: false }, offset, segments, out);
+            self.put_batch(false, offset, segments, out);
         }
     }
 

@@ -57,6 +57,9 @@ pub struct Drive {
     pub fetching: Fetching,
     /// Completed by the batch that is being written.
     pub batch: Option<Vec<OpToken>>,
+    /// What must complete for that: the write, and a flush of what it refers to, if that lies on
+    /// another device.
+    pub batch_parts: usize,
     pub reading: BTreeMap<OpToken, Reading>,
     pub readers: Readers,
     pub writeback: Writeback,
@@ -66,9 +69,10 @@ pub struct Drive {
 }
 
 /// Drive actions that are under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ios {
     next: u64,
+    journal: Device,
     under_way: BTreeMap<IoToken, Io>,
 }
 
@@ -89,14 +93,24 @@ pub enum Io {
     Page(u32),
     /// A page of metadata, to be looked at.
     Fetch(u32),
+    /// Of what was written home.
     Flush,
+    /// Of the payload that a batch refers to, on another device than the batch.
+    PayloadFlush,
+    /// Of a journal that lies apart.
+    JournalHead,
     Superblock(Tail),
 }
 
 impl Ios {
     /// Goes on counting where the opening stopped.
-    pub fn after(next: u64) -> Self {
-        Self { next, under_way: BTreeMap::new() }
+    pub fn after(next: u64, journal: Device) -> Self {
+        Self { next, journal, under_way: BTreeMap::new() }
+    }
+
+    /// What is durable on the drive is not durable in the journal, and the other way round.
+    pub fn journal_is_apart(&self) -> bool {
+        self.journal != Device::Data
     }
 
     fn token(&mut self, io: Io) -> IoToken {
@@ -107,19 +121,19 @@ impl Ios {
     }
 
     pub fn read(&mut self, io: Io, offset: u64, length: u32, out: &mut Vec<Action>) {
-        let device = io.device();
+        let device = io.device(self.journal);
         out.push(Action::ReadDrive { device, token: self.token(io), offset, length });
     }
 
     /// Where, how durable and how urgent follows from what it is.
     pub fn write(&mut self, io: Io, offset: u64, data: Vec<Bytes>, out: &mut Vec<Action>) {
-        let (durability, urgency) = io.wants();
-        let (device, token) = (io.device(), self.token(io));
+        let (durability, urgency) = io.wants(self.journal);
+        let (device, token) = (io.device(self.journal), self.token(io));
         out.push(Action::WriteDrive { device, token, offset, data, durability, urgency });
     }
 
     pub fn flush(&mut self, io: Io, out: &mut Vec<Action>) {
-        let device = io.device();
+        let device = io.device(self.journal);
         out.push(Action::FlushDrive { device, token: self.token(io) });
     }
 
@@ -161,6 +175,7 @@ impl Drive {
             placing: BTreeMap::new(),
             fetching: Fetching::default(),
             batch: None,
+            batch_parts: 0,
             reading: BTreeMap::new(),
             readers: Readers::default(),
             writeback: Writeback::default(),
@@ -202,7 +217,7 @@ impl Drive {
             return;
         }
         match io {
-            Io::Batch { .. } => self.batch_written(now, out),
+            Io::Batch { .. } | Io::PayloadFlush => self.batch_part_done(now, out),
             Io::Payload(op) => self.payload_written(op),
             Io::Home(blocks) => self.home_written(blocks),
             Io::Page(page) => {
@@ -210,6 +225,7 @@ impl Drive {
                 self.writeback.page_written();
             }
             Io::Flush => self.writeback.flushed(),
+            Io::JournalHead => self.writeback.journal_head_written(),
             Io::Superblock(tail) => self.superblock_written(tail),
             Io::Read { .. } | Io::Fetch(_) => unreachable!("a write completed a read"),
         }
@@ -285,21 +301,33 @@ impl Drive {
 impl Io {
     /// A seal, and a batch of data or table changes alone, refer to nothing outside themselves; a
     /// superblock follows a flush that made durable what it refers to.
-    fn wants(&self) -> (Durability, Urgency) {
+    fn wants(&self, journal: Device) -> (Durability, Urgency) {
         match self {
-            Self::Batch { places: true } if !is_on(Sabotage::PlaceAlone) => {
+            // Where the journal lies apart, a flush of the drive goes with it.
+            Self::Batch { places: true }
+                if journal == Device::Data && !is_on(Sabotage::PlaceAlone) =>
+            {
                 (Durability::Everything, Urgency::Request)
             }
             Self::Batch { .. } => (Durability::These, Urgency::Request),
             Self::Payload(_) => (Durability::Later, Urgency::Request),
             Self::Home(_) | Self::Page(_) => (Durability::Later, Urgency::Background),
-            Self::Superblock(_) => (Durability::These, Urgency::Background),
-            Self::Read { .. } | Self::Fetch(_) | Self::Flush => unreachable!("no write"),
+            Self::JournalHead if is_on(Sabotage::JournalHeadLoose) => {
+                (Durability::Later, Urgency::Background)
+            }
+            Self::JournalHead | Self::Superblock(_) => (Durability::These, Urgency::Background),
+            Self::Read { .. } | Self::Fetch(_) | Self::Flush | Self::PayloadFlush => {
+                unreachable!("no write")
+            }
         }
     }
 
-    fn device(&self) -> Device {
-        Device::Data
+    fn device(&self, journal: Device) -> Device {
+        match self {
+            Self::Batch { .. } | Self::JournalHead => journal,
+            Self::Flush if is_on(Sabotage::FlushesJournalAlone) => journal,
+            _ => Device::Data,
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -308,7 +336,8 @@ impl Io {
             Self::Payload(_) | Self::Home(_) => "writing data",
             Self::Read { .. } | Self::Fetch(_) => "reading",
             Self::Page(_) => "writing metadata",
-            Self::Flush => "flushing",
+            Self::Flush | Self::PayloadFlush => "flushing",
+            Self::JournalHead => "writing the head of the journal",
             Self::Superblock(_) => "writing a superblock",
         }
     }

@@ -45,8 +45,9 @@ impl Engine {
         _now: Instant,
         out: &mut Vec<Action>,
     ) -> Result<Self, OpenError> {
-        let Geometry { media, drive_bytes, journal_bytes, replicas_max, memory_bytes } = geometry;
-        let shape = DriveShape { media, drive_bytes, journal_bytes, replicas_max };
+        let Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, memory_bytes } =
+            geometry;
+        let shape = DriveShape { media, drive_bytes, journal_bytes, journal, replicas_max };
         let layout = Layout::of(&shape, FormatVersion::V2)
             .map_err(|wanted| OpenError::TooSmall { drive_bytes, wanted })?;
         let opening = Box::new(Opening::begin(shape, layout, memory_bytes, seed, out));

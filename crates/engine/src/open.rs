@@ -7,6 +7,7 @@
 //! if nothing says that it was durable; before the drive is open, everything that counts is
 //! durable, and what was dropped can never count again.
 
+mod apart;
 mod blank;
 mod chain;
 
@@ -14,7 +15,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use format::disk::{
-    BLOCK_LEN, DriveShape, DriveUuid, FormatVersion, Layout, SUPERBLOCKS_BYTES, Superblock,
+    BLOCK_LEN, DriveShape, DriveUuid, FormatVersion, JournalPlace, Layout, SUPERBLOCKS_BYTES,
+    Superblock,
     page::{PageHeader, PageKind, decode_page, fingerprint},
 };
 use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
@@ -50,6 +52,8 @@ pub struct Opening {
     /// Exclusive or over the halves that counted when the superblock was written.
     fingerprint: u64,
     checkpoint_seen: u64,
+    /// The generation of the journal's head, if it lies apart.
+    journal_seen: u64,
     chain: Chain,
 }
 
@@ -63,11 +67,13 @@ pub enum Progress {
 #[derive(Debug)]
 enum Step {
     Superblocks,
+    JournalHeads { superblocks: Bytes },
     // A blank drive.
     WipeRows { half: u8, first: u32, wiping: bool },
     WipeJournal { at: u64 },
+    FormatHead,
     FormatFlush,
-    FormatSuperblock { left: u32 },
+    FormatSuperblock,
     // A drive of ours.
     Pages { first: u32, a: Option<Bytes> },
     Chain,
@@ -76,6 +82,7 @@ enum Step {
     Load { left: Vec<u32>, reading: BTreeMap<IoToken, u32> },
     WipeBatch,
     Flush,
+    JournalHead,
     Superblock,
 }
 
@@ -115,6 +122,7 @@ impl Opening {
             replay: Replay::new(layout, memory_max),
             fingerprint: 0,
             checkpoint_seen: 0,
+            journal_seen: 0,
             chain: Chain::default(),
         };
         let length = u32::try_from(SUPERBLOCKS_BYTES).expect("two blocks");
@@ -143,14 +151,20 @@ impl Opening {
 
     fn advance(&mut self, bytes: Bytes, out: &mut Vec<Action>) -> Progress {
         match std::mem::replace(&mut self.step, Step::Superblocks) {
-            Step::Superblocks => return self.choose_superblock(&bytes, out),
+            Step::Superblocks if self.layout.journal == JournalPlace::Apart => {
+                self.read_journal_heads(bytes, out);
+            }
+            Step::Superblocks => return self.choose_superblock(&bytes, &[], out),
+            Step::JournalHeads { superblocks } => {
+                return self.choose_superblock(&superblocks, &bytes, out);
+            }
             Step::WipeRows { half, first, wiping } => {
                 self.wipe_rows(half, first, wiping, &bytes, out);
             }
             Step::WipeJournal { at } => self.wipe_journal(at, out),
-            Step::FormatFlush => self.format_superblock(2, out),
-            Step::FormatSuperblock { left: 0 } => return self.open(),
-            Step::FormatSuperblock { left } => self.format_superblock(left, out),
+            Step::FormatHead => self.format_flush(out),
+            Step::FormatFlush => self.format_superblock(out),
+            Step::FormatSuperblock => self.begin_superblock(out),
             Step::Pages { first, a: None } => {
                 let length = self.pages_len(first);
                 self.read(self.layout.page_offset(first, 1), length, out);
@@ -166,13 +180,25 @@ impl Opening {
                 self.step = Step::Flush;
             }
             Step::Flush => self.write_superblock(out),
+            Step::JournalHead => {
+                self.put_superblock(out);
+                self.step = Step::Superblock;
+            }
             Step::Superblock => return self.open(),
         }
         Progress::More
     }
 
-    fn choose_superblock(&mut self, bytes: &Bytes, out: &mut Vec<Action>) -> Progress {
+    fn choose_superblock(
+        &mut self,
+        bytes: &[u8],
+        journal_heads: &[u8],
+        out: &mut Vec<Action>,
+    ) -> Progress {
         if is_zero(bytes) {
+            if let Err(reason) = self.check_blank_journal(journal_heads) {
+                return Progress::Failed(reason);
+            }
             self.superblock = fresh_superblock(new_uuid(self.seed), self.shape);
             self.read_rows_area(0, 0, out);
             return Progress::More;
@@ -181,6 +207,15 @@ impl Opening {
         let Some(found) = halves.filter_map(Result::ok).max_by_key(|s| s.sequence) else {
             return Progress::Failed("the head of the drive holds something else".into());
         };
+        if found.shape.journal != self.shape.journal {
+            return Progress::Failed(match found.shape.journal {
+                JournalPlace::Apart => "its journal lies apart: name it in 'journal_path'".into(),
+                JournalPlace::Inside => "its journal lies on the drive itself, and stays there: \
+                                         leave 'journal_path' out, or drain the drive and wipe \
+                                         its first 8 KiB to format it anew"
+                    .into(),
+            });
+        }
         if found.shape != self.shape {
             let text = format!("found {:?}, configured {:?}", found.shape, self.shape);
             return Progress::Failed(OpenError::Geometry(text).to_string());
@@ -193,6 +228,9 @@ impl Opening {
             self.replay = Replay::new(self.layout, self.memory_max);
         }
         self.superblock = found;
+        if let Err(reason) = self.check_journal(journal_heads) {
+            return Progress::Failed(reason);
+        }
         if self.pages_end() > self.layout.pages_read_at_open() {
             return Progress::Failed("the superblock names pages that do not exist".into());
         }
@@ -322,7 +360,8 @@ impl Opening {
         let position = batch_start(self.chain.position, size);
         let is_free = position + BLOCK - self.superblock.tail <= size;
         if is_free {
-            self.write_zeros(self.layout.journal_offset + position % size, BLOCK_BYTES, out);
+            let at = self.layout.journal_offset + position % size;
+            self.write_zeros(journal_device(&self.layout), at, BLOCK_BYTES, out);
             self.step = Step::WipeBatch;
         } else {
             self.flush(out);
@@ -347,8 +386,7 @@ impl Opening {
             superblock.durable_lsn = highest;
             superblock.stale_lsn = highest;
         }
-        self.put_superblock(out);
-        self.step = Step::Superblock;
+        self.begin_superblock(out);
     }
 
     fn open(&mut self) -> Progress {
@@ -393,7 +431,7 @@ impl Opening {
             })
             .collect();
         let space = Space::new(layout.slots, &used);
-        let ios = Ios::after(self.token);
+        let ios = Ios::after(self.token, journal_device(&layout));
         let checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
         let parts = Parts { layout, superblock, checkpoint, table, overlay, space, journal, ios };
         Progress::Open { drive: Box::new(Drive::new(parts)), replicas }
@@ -407,13 +445,23 @@ impl Opening {
     }
 
     fn read(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
-        let (device, token) = (Device::Data, self.next_token());
+        self.read_from(Device::Data, offset, length, out);
+    }
+
+    /// From the ring of batches, wherever it lies.
+    fn read_journal(&mut self, at: u64, length: u32, out: &mut Vec<Action>) {
+        let offset = self.layout.journal_offset + at;
+        self.read_from(journal_device(&self.layout), offset, length, out);
+    }
+
+    fn read_from(&mut self, device: Device, offset: u64, length: u32, out: &mut Vec<Action>) {
+        let token = self.next_token();
         out.push(Action::ReadDrive { device, token, offset, length });
     }
 
-    fn write_zeros(&mut self, offset: u64, length: u32, out: &mut Vec<Action>) {
+    fn write_zeros(&mut self, device: Device, offset: u64, length: u32, out: &mut Vec<Action>) {
         let data = vec![BytesMut::zeroed(usize::try_from(length).expect("small")).freeze()];
-        self.write(offset, data, Durability::Later, out);
+        self.write(device, offset, data, Durability::Later, out);
     }
 
     fn flush(&mut self, out: &mut Vec<Action>) {
@@ -425,17 +473,18 @@ impl Opening {
         let offset = self.superblock.sequence % 2 * BLOCK;
         let data = vec![self.superblock.encode()];
         // A flush has made durable what it refers to.
-        self.write(offset, data, Durability::These, out);
+        self.write(Device::Data, offset, data, Durability::These, out);
     }
 
     fn write(
         &mut self,
+        device: Device,
         offset: u64,
         data: Vec<Bytes>,
         durability: Durability,
         out: &mut Vec<Action>,
     ) {
-        let (device, token, urgency) = (Device::Data, self.next_token(), Urgency::Request);
+        let (token, urgency) = (self.next_token(), Urgency::Request);
         out.push(Action::WriteDrive { device, token, offset, data, durability, urgency });
     }
 }
@@ -460,6 +509,14 @@ fn fresh_superblock(uuid: DriveUuid, shape: DriveShape) -> Superblock {
         checkpoint: 0,
         pages_fingerprint: 0,
         stale_lsn: 0,
+        journal_generation: 0,
+    }
+}
+
+fn journal_device(layout: &Layout) -> Device {
+    match layout.journal {
+        JournalPlace::Inside => Device::Data,
+        JournalPlace::Apart => Device::Journal,
     }
 }
 

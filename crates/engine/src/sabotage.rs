@@ -44,6 +44,17 @@ pub enum Sabotage {
     PageDroppedEarly,
     /// A page stays unwritten although the tail passes a record that its image lacks.
     PageLeftBehind,
+    /// Before the journal's space is used again, the device where it lies apart is flushed, and
+    /// not the drive.
+    FlushesJournalAlone,
+    /// Payload on the drive is not flushed for a batch on another device.
+    PayloadNotFlushed,
+    /// Whatever lies where the journal should is taken for it.
+    JournalUnchecked,
+    /// A superblock does not wait until the head of the journal that it names is durable.
+    JournalHeadLoose,
+    /// An opened drive takes the generation that copies of its journal may have.
+    GenerationKept,
 }
 
 impl std::str::FromStr for Sabotage {
@@ -56,7 +67,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -76,6 +87,11 @@ impl Sabotage {
         Self::LeftOverMapCounts,
         Self::PageDroppedEarly,
         Self::PageLeftBehind,
+        Self::FlushesJournalAlone,
+        Self::PayloadNotFlushed,
+        Self::JournalUnchecked,
+        Self::JournalHeadLoose,
+        Self::GenerationKept,
     ];
 }
 

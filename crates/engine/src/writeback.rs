@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use format::disk::BLOCK_LEN;
+use format::disk::{BLOCK_LEN, apart::JournalHead};
 use model::{units::BLOCK, volume::Media};
 
 use crate::{
@@ -64,6 +64,14 @@ enum Stage {
     Flushed {
         cut: u64,
     },
+    /// Of a journal that lies apart.
+    JournalHead {
+        cut: u64,
+    },
+    /// What the superblock refers to is durable.
+    Ready {
+        cut: u64,
+    },
     Superblock,
 }
 
@@ -80,6 +88,11 @@ impl Writeback {
     pub fn flushed(&mut self) {
         let Stage::Flushing { cut } = self.stage else { unreachable!("no flush was issued") };
         self.stage = Stage::Flushed { cut };
+    }
+
+    pub fn journal_head_written(&mut self) {
+        let Stage::JournalHead { cut } = self.stage else { unreachable!("no head was written") };
+        self.stage = Stage::Ready { cut };
     }
 }
 
@@ -99,8 +112,14 @@ impl Drive {
                         self.ios.flush(Io::Flush, out);
                         Stage::Flushing { cut }
                     }),
-                &mut Stage::Flushed { cut } => Some(self.write_superblock(cut, out)),
-                Stage::Flushing { .. } | Stage::Superblock => None,
+                &mut Stage::Flushed { cut } if self.ios.journal_is_apart() => {
+                    self.write_journal_head(out);
+                    Some(Stage::JournalHead { cut })
+                }
+                &mut (Stage::Flushed { cut } | Stage::Ready { cut }) => {
+                    Some(self.write_superblock(cut, out))
+                }
+                Stage::Flushing { .. } | Stage::JournalHead { .. } | Stage::Superblock => None,
             };
             match next {
                 Some(stage) => self.writeback.stage = stage,
@@ -259,6 +278,16 @@ impl Drive {
         }
         self.writeback.stage = Stage::Pages { cut, left, rest: rest.unwrap_or_default() };
         None
+    }
+
+    /// The superblock that follows names it: a journal from before is an older copy from then on.
+    fn write_journal_head(&mut self, out: &mut Vec<Action>) {
+        let previous = self.superblock.journal_generation;
+        let generation = previous + 1;
+        let (uuid, bytes) = (self.superblock.uuid, self.layout.journal_device_bytes());
+        let head = JournalHead { uuid, bytes, generation, previous };
+        self.ios.write(Io::JournalHead, 0, vec![head.encode()], out);
+        self.superblock.journal_generation = generation;
     }
 
     fn write_superblock(&mut self, cut: u64, out: &mut Vec<Action>) -> Stage {

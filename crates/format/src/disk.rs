@@ -7,10 +7,12 @@
 //! structure carries the drive's identity, so what an earlier format of the drive or a guest's
 //! data left there is never taken for it.
 
+pub mod apart;
 pub mod journal;
 pub mod map;
 pub mod page;
 
+use apart::JOURNAL_HEAD_BYTES;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use model::{
     units::{BLOCK, BLOCK_BYTES},
@@ -43,13 +45,17 @@ const SUPERBLOCK_MAGIC: u32 = 0x3153_4c50; // "PLS1" on the drive.
 /// superblock to fall back to.
 const SUPERBLOCK_LEN: usize = 512;
 const AREA_ALIGN: u64 = 64 << 10;
+/// Of a superblock: as version 2, and its flags count.
+const VERSION_WITH_FLAGS: u16 = 3;
+/// The journal lies apart.
+const JOURNAL_APART: u16 = 1;
 
 /// Why bytes are not the structure that was looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DiskError {
     #[error("bad magic")]
     Magic,
-    #[error("format version {0} is not known here (1 and 2 are)")]
+    #[error("format version {0} is not known here (1 to 3 are)")]
     Version(u16),
     #[error("checksum mismatch")]
     Crc,
@@ -74,12 +80,24 @@ pub enum FormatVersion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriveUuid(pub [u8; 16]);
 
+/// Where a drive's journal lies. Fixed when the drive is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum JournalPlace {
+    /// On the drive.
+    #[default]
+    Inside,
+    /// On a device of its own, which has a head ([`apart::JournalHead`]) before the ring.
+    Apart,
+}
+
 /// What decides the layout. Fixed when the drive is formatted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DriveShape {
     pub media: Media,
     pub drive_bytes: u64,
+    /// All of the journal's device, if it lies apart.
     pub journal_bytes: u64,
+    pub journal: JournalPlace,
     pub replicas_max: u32,
 }
 
@@ -96,7 +114,10 @@ pub struct Layout {
     pub descriptor_pages: u32,
     /// Two tables of `pages()` blocks each, A then B.
     pub pages_offset: u64,
+    pub journal: JournalPlace,
+    /// Of the ring of batches, on the device where the journal lies.
     pub journal_offset: u64,
+    /// Of the ring.
     pub journal_bytes: u64,
     pub slots_offset: u64,
     pub slots: u32,
@@ -109,6 +130,11 @@ impl Layout {
         let slot_blocks = shape.media.extent_bytes() / BLOCK_BYTES;
         let per_page = page::descriptors_per_page(slot_blocks);
         let journal_bytes = shape.journal_bytes / AREA_ALIGN * AREA_ALIGN;
+        // What it takes of the drive.
+        let inside = match shape.journal {
+            JournalPlace::Inside => journal_bytes,
+            JournalPlace::Apart => 0,
+        };
         let pages_offset = AREA_ALIGN;
         let groups = map::groups_per_page(slot_blocks);
         // With maps, one more than there are whole groups for.
@@ -117,11 +143,8 @@ impl Layout {
             FormatVersion::V2 => (2 * BLOCK, 2 * BLOCK),
         };
         let rows = 2 * u64::from(shape.replicas_max) * BLOCK + spare_blocks;
-        let fixed = pages_offset
-            + rows.next_multiple_of(AREA_ALIGN)
-            + journal_bytes
-            + slot_bytes
-            + 2 * AREA_ALIGN;
+        let fixed =
+            pages_offset + rows.next_multiple_of(AREA_ALIGN) + inside + slot_bytes + 2 * AREA_ALIGN;
         // A page of descriptors costs two blocks for its slots, and its share of a map page.
         let groups = u64::from(groups);
         let group = groups * (u64::from(per_page) * slot_bytes + 2 * BLOCK) + map_blocks;
@@ -131,7 +154,7 @@ impl Layout {
             || shape.replicas_max > REPLICAS_MAX
             || shape.drive_bytes < wanted
         {
-            return Err(wanted.max(fixed - journal_bytes + JOURNAL_BYTES_MIN));
+            return Err(wanted.max(fixed - inside + inside.max(JOURNAL_BYTES_MIN)));
         }
         let room = u128::from(shape.drive_bytes - fixed);
         let descriptor_pages = room * u128::from(groups) / u128::from(group);
@@ -143,8 +166,12 @@ impl Layout {
         };
         let pages = [shape.replicas_max, map_pages, descriptor_pages];
         let tables = 2 * BLOCK * pages.into_iter().map(u64::from).sum::<u64>();
-        let journal_offset = (pages_offset + tables).next_multiple_of(AREA_ALIGN);
-        let slots_offset = (journal_offset + journal_bytes).next_multiple_of(slot_bytes);
+        let pages_end = (pages_offset + tables).next_multiple_of(AREA_ALIGN);
+        let slots_offset = (pages_end + inside).next_multiple_of(slot_bytes);
+        let (journal_offset, journal_bytes) = match shape.journal {
+            JournalPlace::Inside => (pages_end, journal_bytes),
+            JournalPlace::Apart => (JOURNAL_HEAD_BYTES, journal_bytes - JOURNAL_HEAD_BYTES),
+        };
         let slots = descriptor_pages * per_page;
         assert!(slots_offset + u64::from(slots) * slot_bytes <= shape.drive_bytes);
         Ok(Self {
@@ -155,6 +182,7 @@ impl Layout {
             map_pages,
             descriptor_pages,
             pages_offset,
+            journal: shape.journal,
             journal_offset,
             journal_bytes,
             slots_offset,
@@ -197,6 +225,11 @@ impl Layout {
         }
     }
 
+    /// Of the device where the journal lies, if it lies apart.
+    pub fn journal_device_bytes(&self) -> u64 {
+        JOURNAL_HEAD_BYTES + self.journal_bytes
+    }
+
     /// Where a half (0: A, 1: B) of a page lies.
     pub fn page_offset(&self, page: u32, half: u8) -> u64 {
         assert!(page < self.pages() && half < 2, "page {page} half {half}");
@@ -234,13 +267,15 @@ pub struct Superblock {
     pub pages_fingerprint: u64,
     /// Replicas whose record is not newer than this LSN may miss acknowledged changes.
     pub stale_lsn: u64,
+    /// Which head of a journal that lies apart was written before this. Zero if it lies inside.
+    pub journal_generation: u64,
 }
 
 impl Superblock {
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(BLOCK_LEN);
         out.put_u32_le(SUPERBLOCK_MAGIC);
-        out.put_u16_le(self.version as u16);
+        out.put_u16_le(self.version_on_drive());
         out.put_u16_le(match self.shape.media {
             Media::Ssd => 1,
             Media::Hdd => 2,
@@ -257,11 +292,23 @@ impl Superblock {
         out.put_u64_le(self.checkpoint);
         out.put_u64_le(self.pages_fingerprint);
         out.put_u64_le(self.stale_lsn);
+        if self.shape.journal == JournalPlace::Apart {
+            out.put_u64_le(u64::from(JOURNAL_APART));
+            out.put_u64_le(self.journal_generation);
+        }
         out.resize(SUPERBLOCK_LEN - 4, 0);
         let crc = crc32c::crc32c(&out);
         out.put_u32_le(crc);
         out.resize(BLOCK_LEN, 0);
         out.freeze()
+    }
+
+    /// A program that does not know a flag must not open the drive, so flags have a version.
+    fn version_on_drive(&self) -> u16 {
+        match self.shape.journal {
+            JournalPlace::Inside => self.version as u16,
+            JournalPlace::Apart => VERSION_WITH_FLAGS,
+        }
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, DiskError> {
@@ -275,9 +322,10 @@ impl Superblock {
         if crc32c::crc32c(&bytes[..SUPERBLOCK_LEN - 4]) != stored.get_u32_le() {
             return Err(DiskError::Crc);
         }
-        let version = match body.get_u16_le() {
-            1 => FormatVersion::V1,
-            2 => FormatVersion::V2,
+        let (version, journal) = match body.get_u16_le() {
+            1 => (FormatVersion::V1, JournalPlace::Inside),
+            2 => (FormatVersion::V2, JournalPlace::Inside),
+            VERSION_WITH_FLAGS => (FormatVersion::V2, JournalPlace::Apart),
             other => return Err(DiskError::Version(other)),
         };
         let media = match body.get_u16_le() {
@@ -291,10 +339,11 @@ impl Superblock {
             media,
             drive_bytes: body.get_u64_le(),
             journal_bytes: body.get_u64_le(),
+            journal,
             replicas_max: body.get_u32_le(),
         };
         let pages_written = body.get_u32_le();
-        let found = Self {
+        let mut found = Self {
             version,
             uuid: DriveUuid(uuid),
             shape,
@@ -306,8 +355,15 @@ impl Superblock {
             checkpoint: body.get_u64_le(),
             pages_fingerprint: body.get_u64_le(),
             stale_lsn: body.get_u64_le(),
+            journal_generation: 0,
         };
-        let counts = [found.sequence, found.tail, found.checkpoint];
+        if journal == JournalPlace::Apart {
+            if body.get_u64_le() != u64::from(JOURNAL_APART) {
+                return Err(DiskError::Field("flags"));
+            }
+            found.journal_generation = body.get_u64_le();
+        }
+        let counts = [found.sequence, found.tail, found.checkpoint, found.journal_generation];
         let lsns = [found.tail_lsn, found.durable_lsn, found.stale_lsn];
         if counts.iter().any(|&count| count >= COUNT_LIMIT)
             || lsns.iter().any(|&lsn| lsn >= LSN_LIMIT)

@@ -517,6 +517,7 @@ fn server_params() -> Vec<ServerParams> {
             media,
             drive_bytes: 256 << 20,
             journal_bytes: 4 << 20,
+            journal: format::disk::JournalPlace::Inside,
             replicas_max: 32,
             memory_bytes: 2 << 20,
         },

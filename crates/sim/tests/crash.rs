@@ -10,7 +10,7 @@ use engine::{
     api::{Geometry, OpError, Outcome, Request},
     sabotage::{Sabotage, activate},
 };
-use format::data::Change;
+use format::{data::Change, disk::JournalPlace};
 use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount, volume::Media};
 use sim::{
     crash::{
@@ -144,13 +144,14 @@ fn a_drive_that_ends_early_or_has_no_room_is_taken_out_of_service() {
         media: Media::Ssd,
         drive_bytes: 16 << 20,
         journal_bytes: 4 << 20,
+        journal: JournalPlace::Inside,
         replicas_max: 4,
         memory_bytes: 1 << 20,
     };
     for end in [4096, 1 << 20, 5 << 20] {
         let mut drive = Drive::default();
         drive.end_at(end);
-        let mut bench = Bench::start(geometry, drive, Trace::default());
+        let mut bench = Bench::start(geometry, drive, Drive::default(), Trace::default());
         bench.run();
         if bench.out_of_service.is_none() {
             // The part that formatting needs is there: a write behind it fails.
@@ -167,4 +168,14 @@ fn a_drive_that_ends_early_or_has_no_room_is_taken_out_of_service() {
         }
         assert!(bench.out_of_service.is_some(), "a drive that ends at {end}");
     }
+    // Nor is a drive of use without its journal.
+    let geometry = Geometry { journal: JournalPlace::Apart, ..geometry };
+    let mut bench = Bench::start(geometry, Drive::default(), Drive::default(), Trace::default());
+    bench.run();
+    assert!(bench.opened.is_some(), "{:?}", bench.out_of_service);
+    bench.journal.end_at(64 << 10);
+    let (replica, size) = (ReplicaId::from_raw(1), ByteCount::new(8 << 20));
+    let create = Request::CreateReplica { replica, size, meta: "".into() };
+    assert_eq!(bench.try_ask(create), Err(OpError::DriveFailed));
+    assert!(bench.out_of_service.is_some(), "the journal ended");
 }

@@ -33,9 +33,9 @@ fn full(seed: u64, servers: u64, members: usize) -> World {
 
 /// Where slots begin on the drive.
 fn slots_offset() -> u64 {
-    let engine::api::Geometry { media, drive_bytes, journal_bytes, replicas_max, .. } =
+    let engine::api::Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, .. } =
         geometry(Media::Ssd, ROOMY);
-    let shape = DriveShape { media, drive_bytes, journal_bytes, replicas_max };
+    let shape = DriveShape { media, drive_bytes, journal_bytes, journal, replicas_max };
     Layout::of(&shape, format::disk::FormatVersion::V2).expect("it fits").slots_offset
 }
 

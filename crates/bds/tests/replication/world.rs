@@ -751,6 +751,7 @@ pub fn geometry(media: Media, drive_bytes: u64) -> engine::api::Geometry {
         media,
         drive_bytes,
         journal_bytes: 4 << 20,
+        journal: format::disk::JournalPlace::Inside,
         replicas_max: 8,
         memory_bytes: 16 << 20,
     }

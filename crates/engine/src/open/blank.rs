@@ -1,12 +1,14 @@
 //! Formatting a blank drive.
 //!
-//! Invariant: the superblocks come last, so a crash before them starts it again.
+//! Invariant: the superblocks come last, so a crash before them starts it again. The head of a
+//! journal that lies apart comes right before them.
 
 use bytes::Bytes;
+use format::disk::JournalPlace;
 use model::units::{BLOCK, BLOCK_BYTES};
 
-use super::{Opening, Step, is_zero, step};
-use crate::api::Action;
+use super::{Opening, Step, is_zero, journal_device, step};
+use crate::api::{Action, Device};
 
 impl Opening {
     pub(super) fn read_rows_area(&mut self, half: u8, first: u32, out: &mut Vec<Action>) {
@@ -31,7 +33,8 @@ impl Opening {
     ) {
         let length = self.rows_len(first);
         if !wiping && !is_zero(bytes) {
-            self.write_zeros(self.layout.page_offset(first, half), length, out);
+            let at = self.layout.page_offset(first, half);
+            self.write_zeros(Device::Data, at, length, out);
             self.step = Step::WipeRows { half, first, wiping: true };
             return;
         }
@@ -49,17 +52,25 @@ impl Opening {
     pub(super) fn wipe_journal(&mut self, at: u64, out: &mut Vec<Action>) {
         let end = self.layout.journal_offset + self.layout.journal_bytes;
         if at == end {
-            self.flush(out);
-            self.step = Step::FormatFlush;
+            match self.layout.journal {
+                JournalPlace::Inside => self.format_flush(out),
+                JournalPlace::Apart => self.format_journal_head(out),
+            }
             return;
         }
         let length = step(end - at);
-        self.write_zeros(at, length, out);
+        self.write_zeros(journal_device(&self.layout), at, length, out);
         self.step = Step::WipeJournal { at: at + u64::from(length) };
     }
 
-    pub(super) fn format_superblock(&mut self, left: u32, out: &mut Vec<Action>) {
+    pub(super) fn format_flush(&mut self, out: &mut Vec<Action>) {
+        self.flush(out);
+        self.step = Step::FormatFlush;
+    }
+
+    /// The first of the two.
+    pub(super) fn format_superblock(&mut self, out: &mut Vec<Action>) {
         self.put_superblock(out);
-        self.step = Step::FormatSuperblock { left: left - 1 };
+        self.step = Step::FormatSuperblock;
     }
 }

@@ -17,7 +17,7 @@ impl Opening {
     pub(super) fn read_chain(&mut self, out: &mut Vec<Action>) {
         self.chain.position = batch_start(self.chain.position, self.layout.journal_bytes);
         let at = self.chain.position % self.layout.journal_bytes;
-        self.read(self.layout.journal_offset + at, BATCH_BYTES_MAX, out);
+        self.read_journal(at, BATCH_BYTES_MAX, out);
         self.step = Step::Chain;
     }
 
@@ -86,7 +86,7 @@ impl Opening {
 
     fn read_scan(&mut self, at: u64, left: u64, out: &mut Vec<Action>) {
         let length = step(left.min(self.layout.journal_bytes - at));
-        self.read(self.layout.journal_offset + at, length, out);
+        self.read_journal(at, length, out);
         self.step = Step::Scan { at, left };
     }
 

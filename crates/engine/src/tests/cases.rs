@@ -98,6 +98,7 @@ pub fn layout(media: Media) -> Layout {
         media,
         drive_bytes: geometry.drive_bytes,
         journal_bytes: geometry.journal_bytes,
+        journal: geometry.journal,
         replicas_max: geometry.replicas_max,
     };
     Layout::of(&shape, FormatVersion::V2).expect("large enough")

@@ -20,8 +20,8 @@ fn little() -> Geometry {
 }
 
 fn layout() -> Layout {
-    let Geometry { media, drive_bytes, journal_bytes, replicas_max, .. } = little();
-    let shape = DriveShape { media, drive_bytes, journal_bytes, replicas_max };
+    let Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, .. } = little();
+    let shape = DriveShape { media, drive_bytes, journal_bytes, journal, replicas_max };
     Layout::of(&shape, FormatVersion::V2).expect("large enough")
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use format::disk::JournalPlace;
 use model::{time::Instant, volume::Media};
 
 use crate::{
@@ -114,7 +115,14 @@ pub struct Bench {
 }
 
 pub fn geometry(media: Media, drive_bytes: u64) -> Geometry {
-    Geometry { media, drive_bytes, journal_bytes: 4 << 20, replicas_max: 4, memory_bytes: 16 << 20 }
+    Geometry {
+        media,
+        drive_bytes,
+        journal_bytes: 4 << 20,
+        journal: JournalPlace::Inside,
+        replicas_max: 4,
+        memory_bytes: 16 << 20,
+    }
 }
 
 impl Bench {

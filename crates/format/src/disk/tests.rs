@@ -3,6 +3,7 @@ use model::{epoch::ModSeq, id::ReplicaId};
 use proptest::prelude::*;
 
 use super::{
+    apart::{JournalHead, JournalMismatch},
     journal::{
         BatchHeader, PlacedUnit, RECORD_LEN_MAX, Record, begin_batch, decode_batch, finish_batch,
     },
@@ -18,7 +19,13 @@ const UUID: DriveUuid = DriveUuid(*b"0123456789abcdef");
 const OTHER: DriveUuid = DriveUuid(*b"0123456789abcdeF");
 
 fn shape(media: Media) -> DriveShape {
-    DriveShape { media, drive_bytes: 1 << 30, journal_bytes: 16 << 20, replicas_max: 64 }
+    DriveShape {
+        media,
+        drive_bytes: 1 << 30,
+        journal_bytes: 16 << 20,
+        journal: JournalPlace::Inside,
+        replicas_max: 64,
+    }
 }
 
 fn superblock() -> Superblock {
@@ -34,7 +41,17 @@ fn superblock() -> Superblock {
         checkpoint: 4,
         pages_fingerprint: 0x0102_0304_0506_0708,
         stale_lsn: 3,
+        journal_generation: 0,
     }
+}
+
+fn superblock_apart() -> Superblock {
+    let shape = DriveShape { journal: JournalPlace::Apart, ..shape(Media::Hdd) };
+    Superblock { shape, journal_generation: 6, ..superblock() }
+}
+
+fn journal_head() -> JournalHead {
+    JournalHead { uuid: UUID, bytes: 16 << 20, generation: 6, previous: 5 }
 }
 
 fn owner() -> Owner {
@@ -142,6 +159,8 @@ fn structures_have_their_bytes() {
     let found = [
         ("superblock", dump(&superblock().encode())),
         ("superblock, version 1", dump(&superblock_v1.encode())),
+        ("superblock, version 3", dump(&superblock_apart().encode())),
+        ("head of a journal", dump(&journal_head().encode())),
         ("descriptor page", dump(&descriptors)),
         ("map page", dump(&map)),
         ("replica page", dump(&replica(FormatVersion::V2))),
@@ -175,6 +194,76 @@ fn layouts_have_their_offsets() {
 }
 
 #[test]
+fn a_journal_apart_leaves_its_place_on_the_drive_to_slots() {
+    for media in [Media::Ssd, Media::Hdd] {
+        let inside = Layout::of(&shape(media), FormatVersion::V2).expect("large enough");
+        let shape = DriveShape { journal: JournalPlace::Apart, ..shape(media) };
+        let apart = Layout::of(&shape, FormatVersion::V2).expect("large enough");
+        assert_eq!(
+            (apart.journal_offset, apart.journal_bytes),
+            (64 << 10, (16 << 20) - (64 << 10))
+        );
+        assert_eq!(apart.journal_device_bytes(), shape.journal_bytes);
+        let pages_end = apart.page_offset(apart.pages() - 1, 1) + BLOCK;
+        assert!(apart.slots_offset - pages_end < apart.slot_bytes() + (64 << 10));
+        assert!(apart.slots > inside.slots + 10, "{} and {}", apart.slots, inside.slots);
+        assert!(apart.slot_offset(apart.slots - 1) + apart.slot_bytes() <= shape.drive_bytes);
+    }
+}
+
+#[test]
+fn a_superblock_says_where_the_journal_lies_and_knows_all_flags() {
+    let found = superblock_apart();
+    assert_eq!(Superblock::decode(&found.encode()), Ok(found));
+    for flags in [0u16, 2, 3] {
+        let mut bytes = found.encode().to_vec();
+        bytes[104..106].copy_from_slice(&flags.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..508]);
+        bytes[508..512].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Superblock::decode(&bytes), Err(DiskError::Field("flags")));
+    }
+}
+
+#[test]
+fn a_journal_that_is_not_the_drives_is_told_from_one_that_is() {
+    let (superblock, head, bytes) = (superblock_apart(), journal_head(), 16 << 20);
+    assert_eq!(head.check(&superblock, bytes), Ok(()));
+    // After a crash between the head and the superblock that names it.
+    let next = JournalHead { generation: 9, previous: 6, ..head };
+    assert_eq!(next.check(&superblock, bytes), Ok(()));
+    let foreign = JournalHead { uuid: OTHER, ..head };
+    assert_eq!(foreign.check(&superblock, bytes), Err(JournalMismatch::Foreign));
+    let (found, wanted) = (bytes, bytes / 2);
+    let longer = Err(JournalMismatch::Length { found, wanted });
+    assert_eq!(head.check(&superblock, wanted), longer);
+    for (generation, previous, is_older) in [(5, 4, true), (0, 0, true), (8, 7, false)] {
+        let head = JournalHead { generation, previous, ..head };
+        let (journal, drive) = (generation, 6);
+        let mismatch = match is_older {
+            true => JournalMismatch::JournalOlder { journal, drive },
+            false => JournalMismatch::DriveOlder { journal, drive },
+        };
+        assert_eq!(head.check(&superblock, bytes), Err(mismatch));
+    }
+}
+
+#[test]
+fn either_copy_of_a_journals_head_is_enough() {
+    let head = journal_head();
+    let copies = head.encode();
+    for copy in [0, BLOCK_LEN] {
+        let mut bytes = copies.to_vec();
+        bytes[copy + 33] ^= 1;
+        assert_eq!(JournalHead::newest(&bytes), Some(head));
+        // One that was torn off before is older.
+        let old = JournalHead { generation: 5, previous: 4, ..head }.encode();
+        bytes[copy..copy + BLOCK_LEN].copy_from_slice(&old[..BLOCK_LEN]);
+        assert_eq!(JournalHead::newest(&bytes), Some(head));
+    }
+    assert_eq!(JournalHead::newest(&[0; 2 * BLOCK_LEN]), None);
+}
+
+#[test]
 fn a_map_page_holds_what_is_put_in_it() {
     for slot_blocks in [16, 256] {
         let mut body = map_page(slot_blocks);
@@ -198,7 +287,8 @@ fn areas_do_not_overlap_whatever_the_size() {
     for (media, version) in kinds {
         for step in 0..200u64 {
             let drive_bytes = (12 << 20) + step * step * 0x1_2345;
-            let shape = DriveShape { media, drive_bytes, journal_bytes: 4 << 20, replicas_max: 5 };
+            let (journal_bytes, replicas_max) = (4 << 20, 5);
+            let shape = DriveShape { drive_bytes, journal_bytes, replicas_max, ..shape(media) };
             let Ok(layout) = Layout::of(&shape, version) else { continue };
             assert!(layout.pages_offset >= SUPERBLOCKS_BYTES);
             let pages_end = layout.page_offset(layout.pages() - 1, 1) + BLOCK;
@@ -327,6 +417,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..5000)) {
         let _ = Superblock::decode(&bytes);
+        let _ = JournalHead::decode(&bytes);
         let _ = decode_page(UUID, PageKind::Descriptors, 1, &bytes);
         let _ = decode_row(FormatVersion::V1, &bytes);
         let _ = decode_row(FormatVersion::V2, &bytes);

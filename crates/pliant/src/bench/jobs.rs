@@ -9,7 +9,7 @@ use std::{
 use anyhow::ensure;
 use bytes::Bytes;
 use engine::api::{Geometry, OpToken, Request};
-use format::data::Change;
+use format::{data::Change, disk::JournalPlace};
 use model::{
     epoch::ModSeq,
     id::ReplicaId,
@@ -51,6 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         media: Media::Ssd,
         drive_bytes: args.drive_gib << 30,
         journal_bytes: args.journal_mib << 20,
+        journal: JournalPlace::Inside,
         replicas_max: 16,
         memory_bytes: 64 << 20,
     };
@@ -204,8 +205,9 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pliant-bench-{}", std::process::id()));
         let (drive_bytes, journal_bytes) = (64 << 20, 4 << 20);
         let (media, memory_bytes) = (Media::Ssd, 1 << 20);
+        let (journal, replicas_max) = (JournalPlace::Inside, 4);
         let geometry =
-            Geometry { media, drive_bytes, journal_bytes, replicas_max: 4, memory_bytes };
+            Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, memory_bytes };
         let turning = open(&path, geometry, DriverKind::Portable).expect("a drive");
         let mut bench = Bench::prepare(turning, 32 << 20).expect("a volume");
         let jobs =

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use engine::api::{Durability, Geometry, OpToken, Request};
-use format::data::Change;
+use format::{data::Change, disk::JournalPlace};
 use model::{epoch::ModSeq, volume::Media};
 
 use super::{say, turning::Turning};
@@ -39,6 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         media: Media::Ssd,
         drive_bytes: bytes,
         journal_bytes: args.journal_mib << 20,
+        journal: JournalPlace::Inside,
         replicas_max: args.replicas_max,
         memory_bytes: 256 << 20,
     };

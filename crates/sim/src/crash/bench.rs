@@ -13,7 +13,10 @@ use engine::{
 use model::time::Instant;
 
 use super::trace::Trace;
-use crate::drive::{Drive, Ticket, faults::Faults, image::Image};
+use crate::{
+    drive::{Crash, Drive, Ticket, faults::Faults, image::Images},
+    random::Random,
+};
 
 /// Actions without a request between them, far beyond what a drive of this size can need.
 const STEPS_MAX: u64 = 200_000;
@@ -34,7 +37,7 @@ pub struct Bench {
     /// A write became stable, or a flush completed, in the last step.
     pub at_boundary: bool,
     /// The last writes that were durable, newest first: first block and count.
-    pub durable_writes: VecDeque<(u64, u64)>,
+    pub durable_writes: VecDeque<(Device, u64, u64)>,
     /// What happened, when it is wanted.
     pub trace: Trace,
 }
@@ -58,14 +61,14 @@ enum Work {
 
 impl Bench {
     /// Starts to open; nothing is carried out yet.
-    pub fn start(geometry: Geometry, drive: Drive, trace: Trace) -> Self {
+    pub fn start(geometry: Geometry, drive: Drive, journal: Drive, trace: Trace) -> Self {
         let mut out = Vec::new();
         let now = Instant::ZERO;
         let engine = Engine::open(geometry, 7, now, &mut out).expect("the drive is large enough");
         let mut bench = Self {
             engine,
             drive,
-            journal: Drive::default(),
+            journal,
             under_way: Vec::new(),
             completed: Vec::new(),
             opened: None,
@@ -81,13 +84,34 @@ impl Bench {
     }
 
     /// Opens the engine on what a crash left.
-    pub fn open(geometry: Geometry, image: Image, trace: Trace) -> Result<Self, String> {
-        let mut bench = Self::start(geometry, Drive::of(image), trace);
-        bench.run();
+    pub fn open(geometry: Geometry, images: Images, trace: Trace) -> Result<Self, String> {
+        let bench = Self::tried(geometry, images, trace);
         match (&bench.opened, &bench.out_of_service) {
             (Some(_), None) => Ok(bench),
             (_, reason) => Err(format!("the drive does not open: {reason:?}")),
         }
+    }
+
+    /// Opens the engine, or sees it refuse to.
+    pub fn tried(geometry: Geometry, Images { data, journal }: Images, trace: Trace) -> Self {
+        let mut bench = Self::start(geometry, Drive::of(data), Drive::of(journal), trace);
+        bench.run();
+        bench
+    }
+
+    /// What reads see.
+    pub fn seen(&self) -> Images {
+        Images { data: self.drive.seen().clone(), journal: self.journal.seen().clone() }
+    }
+
+    /// What a crash leaves now, on each device for itself.
+    pub fn crash_images(&self, kinds: (Crash, Crash), random: &mut Random) -> Images {
+        let data = self.drive.crash_image(kinds.0, random);
+        Images { data, journal: self.journal.crash_image(kinds.1, random) }
+    }
+
+    pub fn unstable_writes(&self) -> usize {
+        self.drive.unstable_writes() + self.journal.unstable_writes()
     }
 
     pub fn note(&self, text: impl FnOnce() -> String) {
@@ -172,7 +196,7 @@ impl Bench {
                 self.at_boundary = result.is_ok() && durability != Durability::Later;
                 if self.at_boundary {
                     self.durable_writes.truncate(DURABLE_WRITES_KEPT - 1);
-                    self.durable_writes.push_front((offset / 4096, blocks));
+                    self.durable_writes.push_front((device, offset / 4096, blocks));
                 }
                 self.note(|| format!("  written {} at {offset:#x}: {result:?}", token.0));
                 Event::DriveWritten { token, result }

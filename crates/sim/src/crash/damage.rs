@@ -7,10 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use engine::api::{OpError, Outcome, Request};
+use engine::api::{Device, OpError, Outcome, Request};
 use format::{
     data::UnitMeta,
-    disk::{DriveShape, FormatVersion, Layout},
+    disk::{DriveShape, FormatVersion, Layout, apart::JOURNAL_HEAD_BYTES},
 };
 
 use super::{
@@ -22,10 +22,7 @@ use super::{
     requests::{BLOCK, id, write_of},
     trace::Trace,
 };
-use crate::{
-    drive::{Drive, image::Image},
-    random::Random,
-};
+use crate::{drive::image::Images, random::Random};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Area {
@@ -56,11 +53,14 @@ pub type Counts = BTreeMap<(Area, Found), u64>;
 impl Area {
     pub const ALL: [Self; 4] = [Self::Superblock, Self::Metadata, Self::Journal, Self::Data];
 
-    fn of(layout: &Layout, block: u64) -> Self {
+    fn of(layout: &Layout, (device, block): (Device, u64)) -> Self {
         let offset = block * BLOCK;
-        if offset < layout.pages_offset {
+        let pages_end = layout.page_offset(layout.pages() - 1, 1) + BLOCK;
+        if device == Device::Journal {
+            if offset < JOURNAL_HEAD_BYTES { Self::Superblock } else { Self::Journal }
+        } else if offset < layout.pages_offset {
             Self::Superblock
-        } else if offset < layout.journal_offset {
+        } else if offset < pages_end {
             Self::Metadata
         } else if offset < layout.slots_offset {
             Self::Journal
@@ -74,17 +74,17 @@ impl Area {
 pub struct Rest {
     pub plan: Plan,
     pub model: Model,
-    pub image: Image,
+    pub images: Images,
     /// Blocks of the last two batches: first and count.
-    pub last_batches: Vec<(u64, u64)>,
+    pub last_batches: Vec<(Device, u64, u64)>,
 }
 
 impl Rest {
     pub fn new(plan: Plan, model: Model, bench: &Bench) -> Self {
-        let mut rest =
-            Self { plan, model, image: bench.drive.seen().clone(), last_batches: Vec::new() };
+        let mut rest = Self { plan, model, images: bench.seen(), last_batches: Vec::new() };
         let layout = rest.layout();
-        let is_batch = |&(first, _): &(u64, u64)| Area::of(&layout, first) == Area::Journal;
+        let is_batch =
+            |&(device, first, _): &_| Area::of(&layout, (device, first)) == Area::Journal;
         let batches = bench.durable_writes.iter().copied().filter(is_batch);
         rest.last_batches = batches.take(2).collect();
         rest
@@ -96,6 +96,7 @@ impl Rest {
             media: g.media,
             drive_bytes: g.drive_bytes,
             journal_bytes: g.journal_bytes,
+            journal: g.journal,
             replicas_max: g.replicas_max,
         };
         Layout::of(&shape, FormatVersion::V2).expect("an engine was opened on it")
@@ -107,24 +108,25 @@ impl Rest {
     }
 
     /// Damages one block of the area in one way; returns what was done.
-    pub fn damage_one(&self, area: Area, random: &mut Random) -> Option<(Image, String)> {
+    pub fn damage_one(&self, area: Area, random: &mut Random) -> Option<(Images, String)> {
         let layout = self.layout();
-        let blocks = self.image.blocks().filter(|&b| Area::of(&layout, b) == area);
-        let blocks: Vec<u64> = blocks.collect();
+        let blocks = self.images.blocks().filter(|&b| Area::of(&layout, b) == area);
+        let blocks: Vec<(Device, u64)> = blocks.collect();
         if blocks.is_empty() {
             return None;
         }
-        let block = *random.pick(&blocks);
-        let mut image = self.image.clone();
+        let (device, block) = *random.pick(&blocks);
+        let mut images = self.images.clone();
+        let image = images.of(device);
         let told = match random.below(5) {
             0 => {
                 image.put(block, vec![0; 4096].into());
                 format!("block {block} reads as zeros")
             }
             1 => {
-                let from = *random.pick(&blocks);
-                image.put(block, self.image.get(from));
-                format!("block {block} holds what belongs to {from}")
+                let (device, from) = *random.pick(&blocks);
+                image.put(block, self.images.clone().of(device).get(from));
+                format!("block {block} holds what belongs to {from} of {device:?}")
             }
             _ => {
                 let bit = random.below(BLOCK * 8) as usize;
@@ -132,26 +134,32 @@ impl Rest {
                 format!("bit {bit} of block {block} is flipped")
             }
         };
-        Some((image, format!("{area:?}: {told}")))
+        Some((images, format!("{area:?} on {device:?}: {told}")))
     }
 
     /// Flips a bit in one of so many blocks, everywhere but in the last two batches.
-    pub fn damage_many(&self, one_in: u64, random: &mut Random) -> Image {
-        let mut image = self.image.clone();
-        let spared =
-            |b: u64| self.last_batches.iter().any(|&(first, n)| (first..first + n).contains(&b));
-        for block in self.image.blocks().filter(|&b| !spared(b)) {
+    pub fn damage_many(&self, one_in: u64, random: &mut Random) -> Images {
+        let mut images = self.images.clone();
+        let spared = |(device, block): (Device, u64)| {
+            let last = self.last_batches.iter().filter(|last| last.0 == device);
+            last.into_iter().any(|&(_, first, n)| (first..first + n).contains(&block))
+        };
+        for (device, block) in self.images.blocks().filter(|&b| !spared(b)) {
             if random.below(one_in) == 0 {
-                image.rot(block, random.below(BLOCK * 8) as usize);
+                images.of(device).rot(block, random.below(BLOCK * 8) as usize);
             }
         }
-        image
+        images
     }
 
     /// Opens a damaged image and looks at everything. What is wrong and not said to be is an error.
-    pub fn look(&self, image: Image, trace: &Trace, random: &mut Random) -> Result<Found, String> {
-        let mut bench = Bench::start(self.plan.geometry, Drive::of(image), trace.clone());
-        bench.run();
+    pub fn look(
+        &self,
+        images: Images,
+        trace: &Trace,
+        random: &mut Random,
+    ) -> Result<Found, String> {
+        let mut bench = Bench::tried(self.plan.geometry, images, trace.clone());
         if bench.out_of_service.is_some() {
             return Ok(Found::Refused);
         }

@@ -17,7 +17,7 @@ use crate::{
     drive::{
         Crash,
         faults::{Faults, Rates},
-        image::Image,
+        image::Images,
     },
     random::Random,
 };
@@ -56,21 +56,29 @@ fn rates(random: &mut Random, lies: bool) -> Rates {
     }
 }
 
+/// How many actions met a fault; none does from now on.
+fn faults_met(bench: &mut Bench) -> u64 {
+    let devices = [&mut bench.drive, &mut bench.journal];
+    devices.into_iter().filter_map(|drive| drive.faults.take()).map(|faults| faults.met).sum()
+}
+
 impl History {
     /// Runs with faults; returns what came of it, and how many actions met one.
     pub fn faulty(mut self) -> Result<(End, u64), String> {
         let lies = self.random.below(2) == 0;
         self.model.past = Some(Default::default());
         self.model.is_faulty = true;
-        let mut bench = Bench::open(self.plan.geometry, Image::default(), self.trace.clone())?;
+        let mut bench = Bench::open(self.plan.geometry, Images::default(), self.trace.clone())?;
         self.prefill(&mut bench)?;
         let rates = rates(&mut self.random, lies);
         self.trace.note(|| format!("{rates:?}"));
-        bench.drive.faults = Some(Faults::new(self.random.number(), rates));
+        let seed = self.random.number();
+        bench.drive.faults = Some(Faults::new(seed, rates));
+        bench.journal.faults = Some(Faults::new(!seed, rates));
         for _ in 0..self.plan.steps {
             self.step(&mut bench);
             if bench.out_of_service.is_some() {
-                let met = bench.drive.faults.take().map_or(0, |faults| faults.met);
+                let met = faults_met(&mut bench);
                 if lies {
                     return Err("the drive is out of service without an error".into());
                 }
@@ -79,7 +87,7 @@ impl History {
             }
             self.take_answers(&mut bench)?;
         }
-        let met = bench.drive.faults.take().map_or(0, |faults| faults.met);
+        let met = faults_met(&mut bench);
         self.settle(&mut bench)?;
         // Batches that are sure to be there say that the ones before them were durable.
         for _ in 0..2 {
@@ -87,7 +95,7 @@ impl History {
         }
         let rest = Rest::new(self.plan, self.model, &bench);
         let mut random = self.random;
-        let found = rest.look(bench.drive.seen().clone(), &self.trace, &mut random)?;
+        let found = rest.look(bench.seen(), &self.trace, &mut random)?;
         if !lies && found != Found::Harmless {
             return Err(format!("{found:?}, though the drive told no lie"));
         }
@@ -118,8 +126,8 @@ impl History {
         }
         let kind = *self.random.pick(&Crash::KINDS);
         self.trace.note(|| format!("opened again after {kind:?}"));
-        let image = bench.drive.crash_image(kind, &mut self.random);
-        let mut bench = Bench::open(self.plan.geometry, image, self.trace.clone())?;
+        let images = bench.crash_images((kind, kind), &mut self.random);
+        let mut bench = Bench::open(self.plan.geometry, images, self.trace.clone())?;
         check(&self.model, &mut bench, &self.plan).map(|_| ())
     }
 }

@@ -9,13 +9,14 @@ use super::{
     check::{check, check_space},
     content::FIRST,
     damage::Rest,
+    journals::check_journals,
     model::{Model, Pending},
     plan::Plan,
     requests::{BLOCK, Wanted, id, new_tags, remove, set_meta_of, write_of, zero_of},
     trace::Trace,
 };
 use crate::{
-    drive::{Crash, Drive, image::Image},
+    drive::{Crash, Drive, image::Images},
     random::Random,
 };
 
@@ -36,7 +37,7 @@ pub struct History {
 impl History {
     pub fn new(seed: u64, trace: Trace, states: Rc<Cell<u64>>) -> Self {
         let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let plan = Plan::of(&mut random);
+        let plan = Plan::of(seed, &mut random);
         let model = Model { last_tag: FIRST, ..Model::default() };
         Self { seed, plan, random, model, asked: BTreeMap::new(), trace, states, last: u64::MAX }
     }
@@ -50,7 +51,7 @@ impl History {
         self.trace.note(|| format!("{:?}", self.plan));
         engine::sabotage::scatter(self.plan.scattered);
         let mut random = self.random.clone();
-        let mut bench = self.open(Image::default(), &mut random)?;
+        let mut bench = self.open(Images::default(), &mut random)?.0;
         self.prefill(&mut bench)?;
         for _ in 0..self.plan.steps {
             self.step(&mut bench);
@@ -182,30 +183,51 @@ impl History {
     fn crash(&self, bench: &Bench, kind: Crash) -> Result<(Model, Bench), String> {
         let state = self.states.get();
         let mut random = Random::new(self.seed ^ state.wrapping_mul(0xd134_2543_de82_ef95));
-        let unstable = bench.drive.unstable_writes();
-        self.trace.note(|| format!("state {state}: {kind:?} of {unstable} unstable writes"));
-        let image = bench.drive.crash_image(kind, &mut random);
-        let mut reopened = self.open(image, &mut random)?;
+        let unstable = bench.unstable_writes();
+        let kinds = self.kinds(kind, &mut random);
+        self.trace.note(|| format!("state {state}: {kinds:?} of {unstable} unstable writes"));
+        let images = bench.crash_images(kinds, &mut random);
+        let (mut reopened, before) = self.open(images, &mut random)?;
+        if self.plan.is_apart() && random.below(4) == 0 {
+            check_journals(&self.plan, before, reopened.seen())?;
+        }
         let model = check(&self.model, &mut reopened, &self.plan)?;
         self.states.set(state + 1);
         Ok((model, reopened))
     }
 
-    /// Sometimes it crashes again while it opens.
-    fn open(&self, mut image: Image, random: &mut Random) -> Result<Bench, String> {
+    /// What a crash leaves on each device: where the journal lies apart, one may lose what the
+    /// other keeps.
+    fn kinds(&self, kind: Crash, random: &mut Random) -> (Crash, Crash) {
+        if !self.plan.is_apart() {
+            return (kind, kind);
+        }
+        match (kind, random.below(3)) {
+            (_, 0) => (kind, kind),
+            (Crash::Stable, 1) => (Crash::Stable, Crash::All),
+            (Crash::Stable, _) => (Crash::All, Crash::Stable),
+            _ => (kind, *random.pick(&Crash::KINDS)),
+        }
+    }
+
+    /// Sometimes it crashes again while it opens. Returns what it was opened on at last, too.
+    fn open(&self, mut images: Images, random: &mut Random) -> Result<(Bench, Images), String> {
         let geometry = self.plan.geometry;
         while random.below(4) == 0 {
-            let mut bench = Bench::start(geometry, Drive::of(image), Trace::default());
+            let (data, journal) = (Drive::of(images.data), Drive::of(images.journal));
+            let mut bench = Bench::start(geometry, data, journal, Trace::default());
             for _ in 0..random.below(40) {
                 if !bench.under_way.is_empty() {
                     bench.step(0);
                 }
             }
             let kind = *random.pick(&Crash::KINDS);
-            self.trace.note(|| format!("  {kind:?} while it opens"));
-            image = bench.drive.crash_image(kind, random);
+            let kinds = self.kinds(kind, random);
+            self.trace.note(|| format!("  {kinds:?} while it opens"));
+            images = bench.crash_images(kinds, random);
         }
-        Bench::open(geometry, image, self.trace.clone())
+        let bench = Bench::open(geometry, images.clone(), self.trace.clone())?;
+        Ok((bench, images))
     }
 
     /// One small write, answered and sealed. If there is no replica, one is created.
@@ -231,7 +253,7 @@ impl History {
     /// A drive at rest after a history without a crash, sealed.
     pub fn rest(mut self) -> Result<Rest, String> {
         self.model.past = Some(BTreeMap::new());
-        let mut bench = Bench::open(self.plan.geometry, Image::default(), self.trace.clone())?;
+        let mut bench = Bench::open(self.plan.geometry, Images::default(), self.trace.clone())?;
         self.prefill(&mut bench)?;
         for _ in 0..self.plan.steps {
             self.step(&mut bench);

@@ -11,6 +11,7 @@ pub mod content;
 pub mod damage;
 pub mod faulty;
 mod history;
+mod journals;
 pub mod model;
 pub mod plan;
 pub mod requests;
@@ -62,17 +63,17 @@ pub fn damage(seed: u64, rounds: u64, keep_trace: bool) -> Result<Counts, Failur
         for _ in 0..rounds {
             for area in Area::ALL {
                 round.set(round.get() + 1);
-                let Some((image, told)) = rest.damage_one(area, &mut random) else { continue };
+                let Some((images, told)) = rest.damage_one(area, &mut random) else { continue };
                 trace.note(|| told.clone());
-                let found = rest.look(image, &trace, &mut random);
+                let found = rest.look(images, &trace, &mut random);
                 *counts.entry((area, found.map_err(|e| format!("{told}: {e}"))?)).or_default() += 1;
             }
         }
         for one_in in [10, 100, 1000] {
             round.set(round.get() + 1);
             trace.note(|| format!("a flip in one of {one_in} blocks"));
-            let image = rest.damage_many(one_in, &mut random);
-            let found = rest.look(image, &trace, &mut random);
+            let images = rest.damage_many(one_in, &mut random);
+            let found = rest.look(images, &trace, &mut random);
             found.map_err(|e| format!("a flip in one of {one_in} blocks: {e}"))?;
         }
         Ok(counts)

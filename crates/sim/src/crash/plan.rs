@@ -1,6 +1,8 @@
-//! What kind of history a seed stands for: media, space, memory, and what is asked for.
+//! What kind of history a seed stands for: media, space, memory, where the journal lies, and what is
+//! asked for.
 
 use engine::api::Geometry;
+use format::disk::JournalPlace;
 use model::volume::Media;
 
 use super::requests::Mix;
@@ -20,7 +22,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn of(random: &mut Random) -> Self {
+    /// `seed` decides what was thought of later, so that older seeds keep their histories.
+    pub fn of(seed: u64, random: &mut Random) -> Self {
         let media = if random.below(3) == 0 { Media::Hdd } else { Media::Ssd };
         // A third of the drives has no room for everything that is asked for.
         let tight = random.below(3) == 0;
@@ -42,15 +45,22 @@ impl Plan {
             installs: *random.pick(&[0, 4, 6, 20]),
             large: *random.pick(&[2, 10, 15, 50]),
         };
+        let apart = Random::new(seed ^ 0x6a6f_7572_6e61_6c73).below(3) == 0;
+        let journal = if apart { JournalPlace::Apart } else { JournalPlace::Inside };
         let geometry = Geometry {
             media,
             drive_bytes: mib << 20,
             journal_bytes: (4 << 20) + (random.below(5) << 16),
+            journal,
             replicas_max: 4,
             memory_bytes: if scattered { 80 << 10 } else { 1 << 20 },
         };
         let in_flight_max = *random.pick(&[1, 6, 12, 12, 24]);
         Self { geometry, scattered, mix, in_flight_max, prefill_max: 130, steps: 500 }
+    }
+
+    pub fn is_apart(&self) -> bool {
+        self.geometry.journal == JournalPlace::Apart
     }
 
     pub fn slot_bytes(&self) -> u64 {

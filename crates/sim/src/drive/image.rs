@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use engine::api::Device;
 
 pub const BLOCK_LEN: usize = 4096;
 const BLOCK: u64 = 4096;
@@ -15,6 +16,28 @@ static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// An empty block is zeros.
 type Chunk = [Bytes; CHUNK_BLOCKS];
+
+/// Of a drive, and of where its journal lies, if that lies apart.
+#[derive(Debug, Clone, Default)]
+pub struct Images {
+    pub data: Image,
+    pub journal: Image,
+}
+
+impl Images {
+    pub fn of(&mut self, device: Device) -> &mut Image {
+        match device {
+            Device::Data => &mut self.data,
+            Device::Journal => &mut self.journal,
+        }
+    }
+
+    /// Blocks that were ever put, in order.
+    pub fn blocks(&self) -> impl Iterator<Item = (Device, u64)> {
+        let data = self.data.blocks().map(|block| (Device::Data, block));
+        data.chain(self.journal.blocks().map(|block| (Device::Journal, block)))
+    }
+}
 
 /// Cheap to clone: chunks are copied when one of two images changes them.
 #[derive(Debug, Clone, Default)]

@@ -2,6 +2,7 @@
 
 use bds::api as bds_api;
 use control::machine as control_api;
+use engine::api::Device;
 use format::ctl::ToManager;
 use model::id::{NodeId, ServerId};
 use node::api as node_api;
@@ -70,12 +71,22 @@ impl World {
             let life = self.servers[id].life;
             let server = id.clone();
             match action {
-                bds_api::Action::ReadDrive { drive, token, offset, length, .. } => {
+                bds_api::Action::ReadDrive { drive, device, token, offset, length } => {
+                    assert_eq!(device, Device::Data, "no journal lies apart here");
                     let data = self.servers[id].drives[&drive].read(offset, length);
                     let delay = self.random.micros(20, 400);
                     self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
                 }
-                bds_api::Action::WriteDrive { drive, token, offset, data, durability, .. } => {
+                bds_api::Action::WriteDrive {
+                    drive,
+                    device,
+                    token,
+                    offset,
+                    data,
+                    durability,
+                    ..
+                } => {
+                    assert_eq!(device, Device::Data, "no journal lies apart here");
                     let process = self.servers.get_mut(id).expect("known");
                     let disk = process.drives.get_mut(&drive).expect("known");
                     let ticket = disk.begin_write(offset, &data);
@@ -84,7 +95,8 @@ impl World {
                         Happening::DriveWritten { server, life, drive, token, ticket, durability };
                     self.schedule(delay, written);
                 }
-                bds_api::Action::FlushDrive { drive, token, .. } => {
+                bds_api::Action::FlushDrive { drive, device, token } => {
+                    assert_eq!(device, Device::Data, "no journal lies apart here");
                     let process = self.servers.get_mut(id).expect("known");
                     let ticket = process.drives.get_mut(&drive).expect("known").begin_flush();
                     let delay = self.random.micros(50, 600);

@@ -5,11 +5,11 @@
 
 use std::sync::LazyLock;
 
-use engine::api::Request;
+use engine::api::{Device, Request};
 use model::{id::ReplicaId, units::ByteCount};
 use sim::{
     crash::{self, bench::Bench, damage::Rest, trace::Trace},
-    drive::Drive,
+    drive::image::Images,
     random::Random,
 };
 
@@ -18,13 +18,16 @@ use super::targets::{seal_batch, seal_page};
 const SEEDS: std::ops::Range<u64> = 1..7;
 const CHANGE_LEN: usize = 8;
 
+type Blocks = Vec<(Device, u64)>;
+
 /// Drives at rest, with the blocks that hold metadata or journal.
-static DRIVES: LazyLock<Vec<(Rest, Vec<u64>)>> = LazyLock::new(|| {
+static DRIVES: LazyLock<Vec<(Rest, Blocks)>> = LazyLock::new(|| {
     let rests = SEEDS.map(|seed| crash::at_rest(seed).expect("a history without faults ends"));
     rests
         .map(|rest| {
             let end = rest.slots_offset() / 4096;
-            let blocks = rest.image.blocks().take_while(|&block| block < end).collect();
+            let blocks = rest.images.blocks();
+            let blocks = blocks.filter(|&(d, block)| d == Device::Journal || block < end).collect();
             (rest, blocks)
         })
         .collect()
@@ -38,10 +41,11 @@ pub fn valid(random: &mut Random) -> Vec<u8> {
 pub fn check(bytes: &[u8]) -> Result<bool, String> {
     let Some((&which, changes)) = bytes.split_first() else { return Ok(false) };
     let (rest, blocks) = &DRIVES[usize::from(which) % DRIVES.len()];
-    let mut image = rest.image.clone();
+    let mut images = rest.images.clone();
     for change in changes.chunks_exact(CHANGE_LEN) {
         let number = |at: usize| usize::from(u16::from_le_bytes([change[at], change[at + 1]]));
-        let block = blocks[number(0) % blocks.len()];
+        let (device, block) = blocks[number(0) % blocks.len()];
+        let image = images.of(device);
         let mut content = image.get(block).to_vec();
         // Most of what is decided lies in front.
         let at = if change[7] & 2 == 0 { number(2) % 4096 } else { number(2) % 128 };
@@ -52,7 +56,7 @@ pub fn check(bytes: &[u8]) -> Result<bool, String> {
         }
         image.put(block, content.into());
     }
-    use_it(rest, Drive::of(image))
+    use_it(rest, images)
 }
 
 fn reseal(block: u64, content: &mut Vec<u8>) {
@@ -68,9 +72,8 @@ fn reseal(block: u64, content: &mut Vec<u8>) {
 }
 
 /// Whatever is there: it is read, described, written and removed, and all of it is answered.
-fn use_it(rest: &Rest, drive: Drive) -> Result<bool, String> {
-    let mut bench = Bench::start(rest.plan.geometry, drive, Trace::default());
-    bench.run();
+fn use_it(rest: &Rest, images: Images) -> Result<bool, String> {
+    let mut bench = Bench::tried(rest.plan.geometry, images, Trace::default());
     if bench.out_of_service.is_some() {
         return Ok(false);
     }

@@ -7,6 +7,7 @@ use format::{
     data::DataMessage,
     disk::{
         BLOCK_LEN, DriveUuid, FormatVersion, Superblock,
+        apart::JournalHead,
         journal::{Record, begin_batch, decode_batch, finish_batch},
         page::{PageKind, decode_page, decode_row, encode_page, encode_row},
     },
@@ -47,8 +48,9 @@ const fn target(
     Target { name, valid, seal, check, bound: few_times }
 }
 
-pub static TARGETS: [Target; 13] = [
+pub static TARGETS: [Target; 14] = [
     target("superblock", valid::superblock, seal_superblock, superblock),
+    target("journal-head", valid::journal_head, seal_superblock, journal_head),
     target("page", valid::page, seal_page, page),
     target("replica-row", valid::row, no_seal, row),
     target("batch", valid::batch, seal_batch, batch),
@@ -95,6 +97,12 @@ fn seal_superblock(bytes: &mut Vec<u8>) {
 fn superblock(bytes: &[u8]) -> Result<bool, String> {
     let Ok(found) = Superblock::decode(bytes) else { return Ok(false) };
     let again = Superblock::decode(&found.encode()).map_err(|e| e.to_string())?;
+    same(&found, &again)
+}
+
+fn journal_head(bytes: &[u8]) -> Result<bool, String> {
+    let Ok(found) = JournalHead::decode(bytes) else { return Ok(false) };
+    let again = JournalHead::decode(&found.encode()[..BLOCK_LEN]).map_err(|e| e.to_string())?;
     same(&found, &again)
 }
 

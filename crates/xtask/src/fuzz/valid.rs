@@ -6,7 +6,8 @@ use format::{
     ctl::{self, Attach, FromManager, ToManager},
     data::{Change, DataMessage, DigestQuery, Replicate, RequestId, Status, UnitMeta},
     disk::{
-        DriveShape, FormatVersion, Superblock,
+        DriveShape, FormatVersion, JournalPlace, Superblock,
+        apart::JournalHead,
         journal::{BatchHeader, PlacedUnit, Record, begin_batch, finish_batch},
         page::{Owner, PageHeader, PageKind, ReplicaRow, encode_page, encode_row},
     },
@@ -35,15 +36,23 @@ fn crcs(count: usize, random: &mut Random) -> Vec<u32> {
     (0..count).map(|_| (random.number() & 0xffff_ffff) as u32).collect()
 }
 
+pub fn journal_head(random: &mut Random) -> Vec<u8> {
+    let (bytes, previous) = (random.number(), small(random));
+    let head = JournalHead { uuid: UUID, bytes, generation: previous + small(random), previous };
+    head.encode()[..4096].to_vec()
+}
+
 pub fn superblock(random: &mut Random) -> Vec<u8> {
+    let is_apart = random.chance(50);
     let shape = DriveShape {
         media: *random.pick(&[Media::Ssd, Media::Hdd]),
         drive_bytes: 1 << 30,
         journal_bytes: 16 << 20,
+        journal: if is_apart { JournalPlace::Apart } else { JournalPlace::Inside },
         replicas_max: 64,
     };
     let found = Superblock {
-        version: a_version(random),
+        version: if is_apart { FormatVersion::V2 } else { a_version(random) },
         uuid: UUID,
         shape,
         sequence: small(random),
@@ -54,6 +63,7 @@ pub fn superblock(random: &mut Random) -> Vec<u8> {
         checkpoint: small(random),
         pages_fingerprint: random.number(),
         stale_lsn: small(random),
+        journal_generation: small(random),
     };
     found.encode().to_vec()
 }

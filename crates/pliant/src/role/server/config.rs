@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use bds::api::{DriveParams, ServerParams, Timing};
 use engine::api::Geometry;
+use format::disk::JournalPlace;
 use model::{
     id::{BootId, DriveName, ServerId, Zone},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
@@ -198,6 +199,7 @@ impl DriveConfig {
                 media: self.media,
                 drive_bytes: self.bytes(),
                 journal_bytes: self.journal_bytes(),
+                journal: JournalPlace::Inside,
                 replicas_max: self.replicas_max,
                 memory_bytes: self.memory_bytes(),
             },
