@@ -8,6 +8,7 @@ use engine::{
 };
 use format::{
     ctl::{Damage, DriveReport, DriveState, DriveStatus, DriveUsage},
+    disk::JournalPlace,
     replica::ReplicaRecord,
 };
 use model::{id::ReplicaId, limits::DRIVE_FULL_PERCENT, time::Instant, units::ByteCount};
@@ -170,6 +171,7 @@ impl Drive {
             journal_bytes: self.params.geometry.journal_bytes,
             journal_bytes_used: usage.journal_bytes_used,
             waiting_for_space: usage.waiting_for_space + self.waiting_for_room,
+            journal_apart: self.params.geometry.journal == JournalPlace::Apart,
             memory_used: usage.memory_bytes,
             memory_max: usage.memory_bytes_max,
         };

@@ -212,6 +212,8 @@ pub struct DriveUsage {
     pub slot_bytes: u64,
     pub journal_bytes: u64,
     pub journal_bytes_used: u64,
+    /// It lies on another device than the drive.
+    pub journal_apart: bool,
     /// Memory of the drive's tables, and the bound it is kept under; a bound of 0 says that there
     /// is none.
     pub memory_used: u64,

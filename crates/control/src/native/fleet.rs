@@ -52,6 +52,7 @@ struct Usage {
     stuck: Option<String>,
     journal_bytes: u64,
     journal_used_bytes: u64,
+    journal_apart: bool,
     memory_used_bytes: u64,
     /// `null`: no bound.
     memory_max_bytes: Option<u64>,
@@ -130,6 +131,7 @@ impl Usage {
             stuck: view.live.relief.stuck(id).map(str::to_owned),
             journal_bytes: usage.journal_bytes,
             journal_used_bytes: usage.journal_bytes_used,
+            journal_apart: usage.journal_apart,
             memory_used_bytes: usage.memory_used,
             memory_max_bytes: (usage.memory_max > 0).then_some(usage.memory_max),
             waiting_for_space: usage.waiting_for_space,

@@ -210,6 +210,7 @@ impl Fixture {
                 slot_bytes: 64 << 10,
                 journal_bytes: 64 << 20,
                 journal_bytes_used: 3 << 20,
+                journal_apart: true,
                 memory_used: 5 << 20,
                 memory_max: 64 << 20,
                 waiting_for_space: 0,

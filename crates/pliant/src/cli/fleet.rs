@@ -135,7 +135,11 @@ fn drive_lines(drive: &Value) -> Vec<String> {
     }
     lines.extend([
         format!("  waiting   {} changes for space", number(usage, "waiting_for_space")),
-        format!("  journal   {}", bytes_of(usage, "journal_used_bytes", "journal_bytes")),
+        format!(
+            "  journal   {}{}",
+            bytes_of(usage, "journal_used_bytes", "journal_bytes"),
+            if usage["journal_apart"] == true { ", on another device" } else { "" }
+        ),
         format!(
             "  memory    {} of {}",
             bytes(number(usage, "memory_used_bytes")),

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, IoSlice, Seek, SeekFrom},
+    io::{self, IoSlice, Read, Seek, SeekFrom},
     os::{
         fd::{AsRawFd, RawFd},
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use format::disk::SUPERBLOCKS_BYTES;
 
 use super::{
     DriveOptions, OpenError,
@@ -219,6 +220,16 @@ impl Bounce {
         buffer.truncate(0);
         buffer
     }
+}
+
+/// Whether there is no drive at the path, or one that was never formatted.
+pub fn is_blank(path: &Path) -> io::Result<bool> {
+    let mut head = Vec::new();
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        file => file?.take(SUPERBLOCKS_BYTES).read_to_end(&mut head)?,
+    };
+    Ok(head.iter().all(|&byte| byte == 0))
 }
 
 /// Gives a new file its size; checks that of an old one.

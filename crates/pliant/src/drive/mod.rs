@@ -34,6 +34,7 @@ use serde::Deserialize;
 use self::{file::DriveFile, portable::Portable, uring::Uring};
 
 pub use emulated::{Emulated, Profile};
+pub use file::is_blank;
 pub use medium::Flush;
 
 /// What an engine asks of its drive. Offsets and lengths are whole blocks.

@@ -96,10 +96,16 @@ impl Shell {
             let sink = Sink::new(move |completions| {
                 poster.post(DriveLetter { drive: name.clone(), completions });
             });
+            let journal = drive.open_journal(sink.clone())?;
             let driver = drive.open(sink)?;
             tracing::info!(drive = %drive.name, path = %drive.path.display(), driver =
                 %driver.description(), "drive opened");
-            drives.insert(drive.name.clone(), Drive { data: Lane::new(driver), journal: None });
+            if let (Some(path), Some(journal)) = (&drive.journal_path, &journal) {
+                tracing::info!(drive = %drive.name, path = %path.display(), driver =
+                    %journal.description(), "its journal opened");
+            }
+            let (data, journal) = (Lane::new(driver), journal.map(Lane::new));
+            drives.insert(drive.name.clone(), Drive { data, journal });
         }
         let random = || clock::random().context("cannot read random bits");
         let boot = BootId::from_random(random()?);
@@ -176,7 +182,7 @@ impl Shell {
                 Action::Ready => self.open_doors()?,
             }
         }
-        self.drives.values_mut().for_each(Drive::submit);
+        self.drives.values_mut().flat_map(Drive::lanes).for_each(Lane::submit);
         Ok(())
     }
 
@@ -202,11 +208,8 @@ impl Drive {
         }
     }
 
-    fn submit(&mut self) {
-        self.data.submit();
-        if let Some(journal) = &mut self.journal {
-            journal.submit();
-        }
+    fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
+        std::iter::once(&mut self.data).chain(&mut self.journal)
     }
 }
 

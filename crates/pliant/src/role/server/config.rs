@@ -1,6 +1,7 @@
 //! A server's configuration file: read, checked once, turned into what machine and drives need.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use bds::api::{DriveParams, ServerParams, Timing};
 use engine::api::Geometry;
-use format::disk::JournalPlace;
+use format::disk::{JOURNAL_BYTES_MIN, JournalPlace};
 use model::{
     id::{BootId, DriveName, ServerId, Zone},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
@@ -63,6 +64,9 @@ pub(super) struct DriveConfig {
     pub(super) path: PathBuf,
     size_gib: u32,
     journal_mib: u32,
+    /// Where its journal lies, if not on the drive itself: a file (made with the drive) or block
+    /// device of an SSD. Chosen when the drive is formatted. Relative to the configuration file.
+    pub(super) journal_path: Option<PathBuf>,
     #[serde(default = "replicas_max_default")]
     replicas_max: u32,
     /// What the drive may promise to volumes.
@@ -131,6 +135,18 @@ impl Config {
         }
         for drive in &mut config.drives {
             drive.path = folder.join(&drive.path);
+            drive.journal_path = drive.journal_path.as_ref().map(|path| folder.join(path));
+        }
+        let paths = |drive: &DriveConfig| [Some(drive.path.clone()), drive.journal_path.clone()];
+        let mut taken = BTreeSet::new();
+        for path in config.drives.iter().flat_map(paths).flatten() {
+            let twice = !taken.insert(path.clone());
+            ensure!(
+                !twice,
+                "{} is given twice: each drive and each journal apart has its own file \
+                             or device",
+                path.display()
+            );
         }
         Ok(config)
     }
@@ -155,8 +171,9 @@ impl Config {
 impl DriveConfig {
     fn check(&self) -> anyhow::Result<()> {
         ensure!(self.size_gib > 0, "'size_gib' is 0");
-        ensure!(self.journal_mib > 0, "'journal_mib' is 0");
-        ensure!(self.journal_bytes() < self.bytes(), "'journal_mib' exceeds the drive");
+        let least = JOURNAL_BYTES_MIN >> 20;
+        ensure!(u64::from(self.journal_mib) >= least, "'journal_mib' must be {least} or more");
+        ensure!(self.journal_bytes_inside() < self.bytes(), "'journal_mib' exceeds the drive");
         ensure!(self.replicas_max > 0, "'replicas_max' is 0");
         ensure!(self.memory_mib != Some(0), "'memory_mib' is 0");
         ensure!(self.iops > 0, "'iops' is 0");
@@ -182,11 +199,25 @@ impl DriveConfig {
         u64::from(self.journal_mib) << 20
     }
 
+    fn journal_place(&self) -> JournalPlace {
+        match self.journal_path {
+            None => JournalPlace::Inside,
+            Some(_) => JournalPlace::Apart,
+        }
+    }
+
+    fn journal_bytes_inside(&self) -> u64 {
+        match self.journal_place() {
+            JournalPlace::Inside => self.journal_bytes(),
+            JournalPlace::Apart => 0,
+        }
+    }
+
     fn capacity(&self) -> ByteCount {
         match self.capacity_gib {
             Some(gib) => Gib::new(gib).to_bytes(),
             None => {
-                let free = self.bytes() - self.journal_bytes();
+                let free = self.bytes() - self.journal_bytes_inside();
                 ByteCount::new(free / 100 * CAPACITY_PERCENT_DEFAULT)
             }
         }
@@ -199,7 +230,7 @@ impl DriveConfig {
                 media: self.media,
                 drive_bytes: self.bytes(),
                 journal_bytes: self.journal_bytes(),
-                journal: JournalPlace::Inside,
+                journal: self.journal_place(),
                 replicas_max: self.replicas_max,
                 memory_bytes: self.memory_bytes(),
             },
@@ -213,15 +244,38 @@ impl DriveConfig {
         }
     }
 
-    pub(super) fn open(&self, sink: Sink) -> anyhow::Result<Box<dyn Driver>> {
-        let options = DriveOptions {
-            path: self.path.clone(),
-            bytes: self.bytes(),
+    fn options(&self, path: &Path, bytes: u64) -> DriveOptions {
+        DriveOptions {
+            path: path.to_owned(),
+            bytes,
             threads: self.threads,
             direct: true,
             kind: self.driver,
             flush: self.flush,
-        };
+        }
+    }
+
+    /// The driver of its journal, if that lies apart. It is opened before the drive, so that none
+    /// is made for a drive in use that has lost its own.
+    pub(super) fn open_journal(&self, sink: Sink) -> anyhow::Result<Option<Box<dyn Driver>>> {
+        let Some(path) = &self.journal_path else { return Ok(None) };
+        let (drive, at) = (&self.name, self.path.display());
+        let told = || format!("the journal of drive '{drive}' ({at}) at {}", path.display());
+        if !path.exists() && !drive::is_blank(&self.path).with_context(told)? {
+            bail!(
+                "{} is missing, and the drive is in use: mount what it lies on or bring it back; \
+                 it has acknowledged changes that are nowhere else. If it is lost, wipe the first \
+                 8 KiB of the drive to format it anew; replicas are then filled from their other \
+                 copies",
+                told()
+            );
+        }
+        let options = self.options(path, self.journal_bytes());
+        Ok(Some(drive::open(&options, sink).with_context(told)?))
+    }
+
+    pub(super) fn open(&self, sink: Sink) -> anyhow::Result<Box<dyn Driver>> {
+        let options = self.options(&self.path, self.bytes());
         Ok(match &self.emulation {
             None => drive::open(&options, sink)?,
             Some(emulation) => {

@@ -277,10 +277,11 @@ impl Manager {
     }
 }
 
-fn what_is_acknowledged_survives_a_restart(drive: &str) {
-    let folder = folder(&format!("life-{drive}"));
+fn what_is_acknowledged_survives_a_restart(drive: &str, journal: Option<&str>) {
+    let folder = folder(&format!("life-{drive}-{}", journal.is_some()));
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let config = server_config(&folder.0, "server-a-1", listener.local_addr().expect("bound"));
+    let mut config = server_config(&folder.0, "server-a-1", listener.local_addr().expect("bound"));
+    config.drives[1].journal_path = journal.map(|name| folder.0.join(name));
     let server = config.id.clone();
     let alone = |address| vec![member(1, "server-a-1", drive, address, Role::Primary)];
 
@@ -317,12 +318,77 @@ fn what_is_acknowledged_survives_a_restart(drive: &str) {
 
 #[test]
 fn what_is_acknowledged_on_an_ssd_survives_a_restart() {
-    what_is_acknowledged_survives_a_restart("ssd");
+    what_is_acknowledged_survives_a_restart("ssd", None);
 }
 
 #[test]
 fn what_is_acknowledged_on_an_emulated_hdd_survives_a_restart() {
-    what_is_acknowledged_survives_a_restart("hdd");
+    what_is_acknowledged_survives_a_restart("hdd", None);
+}
+
+#[test]
+fn what_is_acknowledged_with_the_journal_apart_survives_a_restart() {
+    what_is_acknowledged_survives_a_restart("hdd", Some("journal"));
+}
+
+/// What a server says of its HDD when it is started.
+fn state_of_hdd(config: &Config, listener: &TcpListener) -> Option<String> {
+    let _running = Running::start(config.clone());
+    let (_, register) = Manager::accept(listener);
+    let hdd = register.drives.into_iter().find(|drive| drive.drive.to_string() == "hdd");
+    hdd.expect("it is configured").failed
+}
+
+#[test]
+fn a_drive_is_not_served_without_the_journal_that_is_its_own() {
+    let folder = folder("life-swapped");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let manager = listener.local_addr().expect("bound");
+    let [config, other] = ["server-a-1", "server-a-2"].map(|id| {
+        let mut config = server_config(&folder.0, id, manager);
+        config.drives[1].journal_path = Some(folder.0.join(format!("{id}-journal")));
+        config
+    });
+    assert_eq!(state_of_hdd(&config, &listener), None);
+    assert_eq!(state_of_hdd(&other, &listener), None);
+    let path = config.drives[1].journal_path.clone().expect("just set");
+    let older = fs::read(&path).expect("a journal");
+    let foreign = fs::read(folder.0.join("server-a-2-journal")).expect("a journal");
+    assert_eq!(state_of_hdd(&config, &listener), None);
+    let own = fs::read(&path).expect("a journal");
+
+    let blank = vec![0; own.len()];
+    let strange = vec![7; own.len()];
+    for (swapped, words) in [
+        (&older, "the journal is an older copy"),
+        (&blank, "is blank, and the drive is not"),
+        (&foreign, "the journal of another drive"),
+        (&strange, "holds something else"),
+    ] {
+        fs::write(&path, swapped).expect("ours");
+        let reason = state_of_hdd(&config, &listener).expect("it must be refused");
+        assert!(reason.contains(words) && reason.contains("bring back"), "{reason}");
+        assert!(fs::read(&path).expect("it is there") == *swapped, "it was written to");
+    }
+    let refusal = |config: &Config| {
+        let error = Shell::start(config).err().expect("it must be refused");
+        format!("{error:#}")
+    };
+    fs::write(&path, &own[..own.len() / 2]).expect("ours");
+    let text = refusal(&config);
+    assert!(text.contains("server-a-1-hdd") && text.contains("33554432 bytes"), "{text}");
+    fs::remove_file(&path).expect("ours");
+    let text = refusal(&config);
+    assert!(text.contains("server-a-1-hdd") && text.contains("server-a-1-journal"), "{text}");
+    assert!(text.contains("is missing, and the drive is in use: mount"), "{text}");
+    assert!(!path.exists(), "none is made for a drive in use");
+
+    fs::write(&path, &own).expect("ours");
+    assert_eq!(state_of_hdd(&config, &listener), None);
+    let mut inside = config.clone();
+    inside.drives[1].journal_path = None;
+    let reason = state_of_hdd(&inside, &listener).expect("it must be refused");
+    assert!(reason.contains("name it in 'journal_path'"), "{reason}");
 }
 
 #[test]
