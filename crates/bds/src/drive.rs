@@ -9,7 +9,7 @@ use engine::{
 use format::{
     ctl::{Damage, DriveReport, DriveState, DriveStatus, DriveUsage},
     disk::JournalPlace,
-    replica::ReplicaRecord,
+    replica::StoredRecord,
 };
 use model::{id::ReplicaId, limits::DRIVE_FULL_PERCENT, time::Instant, units::ByteCount};
 
@@ -53,9 +53,18 @@ enum State {
 pub enum FromDrive {
     Act(Action),
     Completed(OpToken, Result<Outcome, OpError>),
-    /// Replica, size, record, and whether its content is in doubt.
-    Opened(Vec<(ReplicaId, ByteCount, ReplicaRecord, bool)>),
+    Opened(Vec<Found>),
     Failed(String),
+}
+
+/// A replica, or a part of one, that the drive holds.
+#[derive(Debug)]
+pub struct Found {
+    pub replica: ReplicaId,
+    pub size: ByteCount,
+    pub record: StoredRecord,
+    /// Its content is in doubt.
+    pub stale: bool,
 }
 
 impl Drive {
@@ -217,8 +226,9 @@ impl Drive {
                     self.state = State::Open;
                     // A record that does not parse belongs to nobody we could serve.
                     let known = replicas.into_iter().filter_map(|r| {
-                        let record = ReplicaRecord::decode(&r.meta).ok()?;
-                        Some((r.replica, r.size, record, r.stale))
+                        let record = StoredRecord::decode(&r.meta).ok()?;
+                        let (replica, size, stale) = (r.replica, r.size, r.stale);
+                        Some(Found { replica, size, record, stale })
                     });
                     FromDrive::Opened(known.collect())
                 }

@@ -16,6 +16,8 @@ mod learner;
 mod lock;
 mod mend;
 mod mirror;
+mod parts;
+mod place;
 mod primary;
 mod rate;
 mod replica;
@@ -23,6 +25,7 @@ mod scrub;
 mod server;
 mod session;
 mod source;
+mod stripe;
 mod turn;
 
 pub use server::Server;

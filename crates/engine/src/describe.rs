@@ -84,7 +84,7 @@ impl Inquiry {
         let index = self.unit_index(meta.offset);
         match &mut self.answer {
             Answer::Units(units) => units.push(meta),
-            Answer::Digest(digest) => *digest = fold(*digest, &meta),
+            Answer::Digest(digest) => *digest = meta.fold_into(*digest),
             Answer::Bitmap(bitmap) => {
                 let valid = u16::from_le_bytes([meta.valid[0], meta.valid[1]]);
                 for block in (0..UNIT_BLOCKS).filter(|b| valid >> b & 1 == 1) {
@@ -219,19 +219,4 @@ impl Drive {
             });
         }
     }
-}
-
-/// The digest with one more unit. Part of the protocol: both sides must compute the same.
-fn fold(digest: u64, meta: &UnitMeta) -> u64 {
-    let valid = u64::from(u16::from_le_bytes([meta.valid[0], meta.valid[1]]));
-    let head = [meta.offset, meta.mod_seq.raw(), valid];
-    head.into_iter().chain(meta.crcs.iter().map(|&crc| u64::from(crc))).fold(digest, mix)
-}
-
-/// One round of splitmix64.
-fn mix(state: u64, word: u64) -> u64 {
-    let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -300,6 +300,9 @@ pub enum FromManager {
         group: GroupId,
         volume: VolumeId,
         drive: DriveName,
+        /// The other drives that it is striped over, in the order of the stripes.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        beside: Vec<DriveName>,
         size: ByteCount,
     },
     RemoveReplica {

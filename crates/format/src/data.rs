@@ -73,6 +73,24 @@ pub struct UnitMeta {
     pub crcs: Vec<u32>,
 }
 
+impl UnitMeta {
+    /// The digest of a range with one more unit; units in order, the first into zero. Part of the
+    /// protocol: whoever compares computes the same, however the replica lies on its drives.
+    pub fn fold_into(&self, digest: u64) -> u64 {
+        let valid = u64::from(u16::from_le_bytes([self.valid[0], self.valid[1]]));
+        let head = [self.offset, self.mod_seq.raw(), valid];
+        head.into_iter().chain(self.crcs.iter().map(|&crc| u64::from(crc))).fold(digest, mix)
+    }
+}
+
+/// One round of splitmix64.
+fn mix(state: u64, word: u64) -> u64 {
+    let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataMessage {
     Hello(Hello),

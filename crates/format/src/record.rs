@@ -9,13 +9,13 @@ use model::{
     epoch::AttachGeneration,
     group::GroupConfig,
     id::{
-        AccountId, BootId, DriveId, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId,
+        AccountId, BootId, DriveId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId,
         Zone,
     },
     state::{AttachmentState, ModificationState, VolumeState},
     time::WallTime,
     units::{Gib, Rate},
-    volume::VolumeType,
+    volume::{Stripes, VolumeType},
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,9 @@ pub struct Parameters {
     pub rate: Rate,
     /// Where the primary and its mirrors are placed.
     pub zone: Zone,
+    /// Over how many drives each replica is striped.
+    #[serde(default)]
+    pub stripes: Stripes,
 }
 
 /// A group: its configuration, and where its replicas should be. Whenever the two differ, there
@@ -127,11 +130,34 @@ pub struct Group {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {
     pub replica: ReplicaId,
+    /// The one it lies on, or the first of those it is striped over.
     pub drive: DriveId,
+    /// The other drives of the same server that it is striped over, in the order of the stripes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<DriveName>,
+    /// Of the whole replica, as the rate.
     pub size: Gib,
     pub rate: Rate,
     /// The server has made it: it exists, durably.
     pub created: bool,
+}
+
+impl Placed {
+    /// Every drive that holds a part of it, in the order of the stripes.
+    pub fn drives(&self) -> impl Iterator<Item = DriveId> + '_ {
+        let server = &self.drive.server;
+        let id = |drive: &DriveName| DriveId { server: server.clone(), drive: drive.clone() };
+        std::iter::once(self.drive.clone()).chain(self.beside.iter().map(id))
+    }
+
+    pub fn lies_on(&self, drive: &DriveId) -> bool {
+        let beside = || self.drive.server == drive.server && self.beside.contains(&drive.drive);
+        self.drive == *drive || beside()
+    }
+
+    pub fn stripes(&self) -> u64 {
+        1 + self.beside.len() as u64
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

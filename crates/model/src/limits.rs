@@ -15,6 +15,11 @@ pub const CONTROL_BYTES_MAX: usize = 4 << 20;
 pub const REGION_BYTES: u64 = 1 << 20;
 /// Run of blocks that carries one `mod_seq`, in bytes, on every media: what resync compares.
 pub const RESYNC_UNIT_BYTES: u32 = 64 << 10;
+/// Drives of one server that a replica may be striped over.
+pub const STRIPES_MAX: u32 = 8;
+/// A striped replica turns to its next drive after so many bytes: whole extents of every media, and
+/// whole regions, so that a region lies on one drive.
+pub const STRIPE_BYTES: u64 = 1 << 20;
 /// Requests of one session in flight at the node manager; more wait in the guest's queue.
 pub const IN_FLIGHT_REQUESTS_MAX: usize = 1024;
 /// Bytes of one session in flight.
@@ -45,6 +50,8 @@ const _: () = assert!(DRIVE_FULL_PERCENT < 100);
 const _: () = assert!(TRANSFER_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(REGION_BYTES < FRAME_PAYLOAD_BYTES_MAX as u64);
 const _: () = assert!(REGION_BYTES.is_multiple_of(64 << 10));
+const _: () = assert!(STRIPE_BYTES.is_multiple_of(REGION_BYTES));
+const _: () = assert!(STRIPE_BYTES.is_multiple_of(RESYNC_UNIT_BYTES as u64));
 
 /// What a volume of one type may be asked for. Source: EC2's API reference, November 2026.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

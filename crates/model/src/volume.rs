@@ -4,6 +4,52 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::STRIPES_MAX;
+
+/// Over how many drives of its server each replica of a volume is striped. One: it lies on one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Stripes(u32);
+
+/// The number of stripes is none that a replica can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a replica lies on 1 to {STRIPES_MAX} drives of its server, not on {0}")]
+pub struct StripesError(pub u32);
+
+impl Stripes {
+    pub const ONE: Self = Self(1);
+
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Stripes {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
+
+impl TryFrom<u32> for Stripes {
+    type Error = StripesError;
+
+    fn try_from(count: u32) -> Result<Self, StripesError> {
+        if (1..=STRIPES_MAX).contains(&count) { Ok(Self(count)) } else { Err(StripesError(count)) }
+    }
+}
+
+impl From<Stripes> for u32 {
+    fn from(stripes: Stripes) -> Self {
+        stripes.0
+    }
+}
+
+impl fmt::Display for Stripes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// What a drive is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -21,7 +21,7 @@ use format::{
 use model::{
     epoch::Epoch,
     group::{GroupConfig, Role as MemberRole},
-    id::{DriveName, GroupId, ReplicaId, ServerId, VolumeId},
+    id::{GroupId, ReplicaId, ServerId, VolumeId},
     time::Instant,
     units::ByteCount,
 };
@@ -32,6 +32,7 @@ use crate::{
     examine::{UNIT_BYTES, unit_start},
     lock::Range,
     mirror::{Mirror, Standing},
+    place::Place,
     primary::Primary,
     source::{Source, Wish},
     turn::{Op, Turn, Wanted},
@@ -73,7 +74,7 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct Replica {
     pub id: ReplicaId,
-    pub drive: DriveName,
+    pub place: Place,
     /// Requests that its engine has not completed.
     pub busy: usize,
     /// The links it wants may be others than before.
@@ -93,10 +94,10 @@ pub struct Replica {
 
 impl Replica {
     /// A replica that the engine has or is to have. Nothing is done yet.
-    pub fn new(id: ReplicaId, drive: DriveName, size: ByteCount, record: ReplicaRecord) -> Self {
+    pub fn new(id: ReplicaId, place: Place, size: ByteCount, record: ReplicaRecord) -> Self {
         Self {
             id,
-            drive,
+            place,
             busy: 0,
             links_changed: false,
             fate: Fate::Lives,
@@ -126,6 +127,15 @@ impl Replica {
         self.begin(turn, record, self.size, Then::Nothing);
     }
 
+    /// Whether the engine has made it, as far as is known.
+    pub fn is_created(&self) -> bool {
+        self.created
+    }
+
+    pub fn record(&self) -> &ReplicaRecord {
+        &self.record
+    }
+
     pub fn group(&self) -> GroupId {
         self.record.group
     }
@@ -141,7 +151,7 @@ impl Replica {
         ReplicaReport {
             replica: self.id,
             group: self.record.group,
-            drive: self.drive.clone(),
+            drive: self.place.first().clone(),
             promised: self.record.promised,
             adopted: self.record.adopted_epoch(),
             allocated,

@@ -2,7 +2,7 @@
 //! of the old role is under way in the engine.
 
 use engine::api::{META_BYTES_MAX, OpError, Outcome, Request};
-use format::{ctl::ToManager, replica::ReplicaRecord};
+use format::{ctl::ToManager, replica::{PART_BYTES_MAX, ReplicaRecord}};
 use model::units::ByteCount;
 
 use crate::{
@@ -170,13 +170,16 @@ impl Replica {
     }
 }
 
+/// What the engine keeps, less what a part of a striped replica adds.
+const RECORD_BYTES_MAX: usize = META_BYTES_MAX - PART_BYTES_MAX;
+
 /// Whether a record with a configuration from outside can be stored.
 pub(super) fn fits(record: &ReplicaRecord) -> bool {
-    record.encode().len() <= META_BYTES_MAX
+    record.encode().len() <= RECORD_BYTES_MAX
 }
 
 pub(super) fn encode(record: &ReplicaRecord) -> bytes::Bytes {
     let bytes = record.encode();
-    assert!(bytes.len() <= META_BYTES_MAX, "checked when the configuration came in");
+    assert!(bytes.len() <= RECORD_BYTES_MAX, "checked when the configuration came in");
     bytes
 }

@@ -1,6 +1,6 @@
 //! Turns of replicas, and what their engines are asked and answer.
 
-use engine::api::{OpError, OpToken, Request};
+use engine::api::{OpError, OpToken, Outcome, Request};
 use format::ctl::ToManager;
 use model::{
     id::{DriveName, GroupId, ReplicaId},
@@ -10,11 +10,13 @@ use model::{
 use crate::{
     api::{Action, Incident},
     drive::{Drive, FromDrive},
+    parts::{Asked, Join, split},
+    place::Place,
     replica::{Fate, Replica},
     turn::{Op, Turn},
 };
 
-use super::Server;
+use super::{Server, allocated};
 
 impl Server {
     pub(super) fn each_replica(
@@ -38,7 +40,6 @@ impl Server {
         act: impl FnOnce(&mut Replica, &mut Turn<'_>),
     ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let drive = self.drives.get(&replica.drive).expect("a replica lies on a drive");
         let (mut requests, mut findings) = (Vec::new(), Vec::new());
         let mut turn = Turn {
             now,
@@ -48,31 +49,34 @@ impl Server {
             out,
             requests: &mut requests,
             findings: &mut findings,
-            allocated: drive.allocated(id),
-            drive_full: drive.is_full(),
+            allocated: allocated(&self.drives, id, &replica.place),
+            drive_full: replica.place.drives().iter().any(|d| self.drives[d].is_full()),
             busy: replica.busy,
         };
         act(replica, &mut turn);
         replica.advance(&mut turn);
         replica.busy = turn.busy;
         self.links_changed |= std::mem::replace(&mut replica.links_changed, false);
-        let (drive, deadline) = (replica.drive.clone(), replica.deadline());
+        let (place, deadline) = (replica.place.clone(), replica.deadline());
         let volume = replica.volume();
         for (offset, finding) in findings {
             if replica.damage.note(offset, finding) {
-                let drive = self.drives.get_mut(&drive).expect("looked up above");
-                crate::damage::add(&mut drive.damage, finding);
-                let drive = replica.drive.clone();
+                let drive = place.drive_of(offset).clone();
+                let damage = &mut self.drives.get_mut(&drive).expect("it lies there").damage;
+                crate::damage::add(damage, finding);
                 out.push(Action::Note(Incident { volume, replica: id, drive, offset, finding }));
             }
         }
         if replica.fate == Fate::Gone {
+            if !replica.is_created() {
+                self.leave_parts(id);
+            }
             self.forget(id);
         } else {
             self.wake(id, deadline);
         }
         for (op, request) in requests {
-            self.ask(now, &drive, (id, op), request, out);
+            self.ask(now, &place, (id, op), request, out);
         }
     }
 
@@ -120,14 +124,63 @@ impl Server {
     pub(super) fn ask(
         &mut self,
         now: Instant,
-        drive: &DriveName,
+        place: &Place,
         (replica, op): (ReplicaId, Op),
         request: Request,
         out: &mut Vec<Action>,
     ) -> OpToken {
-        self.tokens += 1;
-        let token = OpToken(self.tokens);
+        let token = self.op_token();
         self.asked.insert(token, (replica, op));
+        if place.striped().is_none() {
+            self.ask_drive(now, place.first(), token, request, out);
+            return token;
+        }
+        let place = match self.replicas.get_mut(&replica) {
+            Some(replica) if matches!(request, Request::SetReplicaMeta { .. }) => {
+                replica.place.serial += 1;
+                replica.place.clone()
+            }
+            _ => place.clone(),
+        };
+        match split(&place, request) {
+            Ok((join, asked)) => self.ask_parts(now, token, join, (&place, asked), out),
+            Err(error) => self.completed.push_back((token, Err(error))),
+        }
+        token
+    }
+
+    fn op_token(&mut self) -> OpToken {
+        self.tokens += 1;
+        OpToken(self.tokens)
+    }
+
+    fn ask_parts(
+        &mut self,
+        now: Instant,
+        whole: OpToken,
+        join: Join,
+        (place, asked): (&Place, Asked),
+        out: &mut Vec<Action>,
+    ) {
+        if join.is_complete() {
+            return self.completed.push_back((whole, join.answer()));
+        }
+        self.joins.insert(whole, join);
+        for (number, (part, request)) in asked.into_iter().enumerate() {
+            let token = self.op_token();
+            self.pieces.insert(token, (whole, number));
+            self.ask_drive(now, &place.drives()[part], token, request, out);
+        }
+    }
+
+    fn ask_drive(
+        &mut self,
+        now: Instant,
+        drive: &DriveName,
+        token: OpToken,
+        request: Request,
+        out: &mut Vec<Action>,
+    ) {
         let is_open = self.drives.get(drive).is_some_and(|d| d.failed().is_none());
         if is_open {
             let event = engine::api::Event::Requested { token, request };
@@ -135,7 +188,6 @@ impl Server {
         } else {
             self.completed.push_back((token, Err(OpError::DriveFailed)));
         }
-        token
     }
 
     pub(super) fn feed_engine(
@@ -166,12 +218,9 @@ impl Server {
             match each {
                 FromDrive::Act(action) => out.push(action),
                 FromDrive::Completed(token, outcome) => self.completed.push_back((token, outcome)),
-                FromDrive::Opened(replicas) => {
-                    for (id, size, record, stale) in replicas {
-                        self.add(Replica::new(id, name.clone(), size, record));
-                        if stale {
-                            self.turn(now, id, out, Replica::mark_stale);
-                        }
+                FromDrive::Opened(found) => {
+                    for each in found {
+                        self.found(now, name, each, out);
                     }
                 }
                 FromDrive::Failed(reason) => self.drive_failed(now, name, reason, out),
@@ -191,21 +240,41 @@ impl Server {
         let drive = name.clone();
         out.push(Action::SendManager { message: ToManager::DriveFailed { drive, reason } });
         let there: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| r.drive == *name).map(|r| r.id).collect();
+            self.replicas.values().filter(|r| r.place.lies_on(name)).map(|r| r.id).collect();
         for id in there {
             self.turn(now, id, out, |replica, turn| {
                 if let Some(primary) = replica.primary_mut() {
                     primary.depose(turn);
                 }
             });
+            self.leave_parts(id);
             self.forget(id);
         }
+        self.lose_parts(name);
+    }
+
+    /// What an engine has answered, if it is all that was asked for.
+    fn whole(
+        &mut self,
+        token: OpToken,
+        outcome: Result<Outcome, OpError>,
+    ) -> Option<(OpToken, Result<Outcome, OpError>)> {
+        let Some((whole, number)) = self.pieces.remove(&token) else {
+            return Some((token, outcome));
+        };
+        let join = self.joins.get_mut(&whole).expect("it waits for its pieces");
+        join.take(number, outcome);
+        if !join.is_complete() {
+            return None;
+        }
+        let join = self.joins.remove(&whole).expect("looked at above");
+        Some((whole, join.answer()))
     }
 
     /// Lets the replicas of drives that became full, or have room again, know.
     fn tell_room(&mut self, now: Instant, out: &mut Vec<Action>) {
         for drive in std::mem::take(&mut self.room_changed) {
-            let there = self.replicas.values().filter(|r| r.drive == drive && r.minds_room());
+            let there = self.replicas.values().filter(|r| r.place.lies_on(&drive) && r.minds_room());
             let there: Vec<ReplicaId> = there.map(|r| r.id).collect();
             for id in there {
                 self.turn(now, id, out, Replica::room_changed);
@@ -217,10 +286,15 @@ impl Server {
     pub(super) fn follow(&mut self, now: Instant, out: &mut Vec<Action>) {
         loop {
             while let Some((token, outcome)) = self.completed.pop_front() {
+                let Some((token, outcome)) = self.whole(token, outcome) else { continue };
                 let asked = self.asked.remove(&token);
                 let (id, op) = asked.expect("an engine completes each request once");
                 if op == Op::Scrub {
                     self.scrub_completed(now, token, outcome, out);
+                    continue;
+                }
+                if self.incomplete.contains_key(&id) {
+                    self.parts_completed(now, (id, op), out);
                     continue;
                 }
                 self.turn(now, id, out, |replica, turn| {

@@ -7,6 +7,7 @@
 //! what that asks of its engine is asked, before `handle` returns.
 
 mod follow;
+mod incomplete;
 mod route;
 mod scrub;
 
@@ -22,17 +23,22 @@ use model::{
     id::{DriveName, GroupId, ReplicaId, VolumeId},
     time::Instant,
     units::ByteCount,
+    volume::Stripes,
 };
 
 use crate::{
     api::{Action, Event, ServerParams},
     beat::Beats,
     drive::Drive,
+    parts::Join,
+    place::Place,
     primary::Primary,
     replica::{Input, Replica},
     scrub::Scrub,
     turn::{Links, Op},
 };
+
+use self::incomplete::Incomplete;
 
 #[derive(Debug)]
 pub struct Server {
@@ -48,6 +54,12 @@ pub struct Server {
     completed: VecDeque<(OpToken, Result<Outcome, OpError>)>,
     /// Drives that became full, or have room again, of which their replicas do not know yet.
     room_changed: Vec<DriveName>,
+    /// Of those, what striped replicas wait for, and the requests of their parts: of which one,
+    /// and its number there.
+    joins: BTreeMap<OpToken, Join>,
+    pieces: BTreeMap<OpToken, (OpToken, usize)>,
+    /// Striped replicas of which not every part is here.
+    incomplete: BTreeMap<ReplicaId, Incomplete>,
     tokens: u64,
     manager_up: bool,
     next_beat: Instant,
@@ -75,6 +87,9 @@ impl Server {
             asked: BTreeMap::new(),
             completed: VecDeque::new(),
             room_changed: Vec::new(),
+            joins: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+            incomplete: BTreeMap::new(),
             tokens: 0,
             manager_up: false,
             next_beat: now,
@@ -198,7 +213,11 @@ impl Server {
 
     fn tell_news(&mut self, now: Instant, out: &mut Vec<Action>) {
         for (name, drive) in self.drives.iter_mut().filter(|(_, d)| d.minds_waiting()) {
-            let there = self.replicas.values().filter(|r| r.drive == *name);
+            // Of what is striped, on those of its drives that it may wait for.
+            let minds = |r: &&Replica| {
+                r.place.lies_on(name) && (r.place.striped().is_none() || drive.is_full())
+            };
+            let there = self.replicas.values().filter(minds);
             let waiting: usize =
                 there.filter_map(Replica::primary).map(Primary::changes_waiting).sum();
             drive.waiting_for_room = u64::try_from(waiting).expect("a count");
@@ -209,13 +228,13 @@ impl Server {
 
     fn command(&mut self, now: Instant, message: FromManager, out: &mut Vec<Action>) {
         let (replica, input) = match message {
-            FromManager::CreateReplica { replica, group, volume, drive, size } => {
-                return self.create(now, replica, (group, volume), (drive, size), out);
+            FromManager::CreateReplica { replica, group, volume, drive, beside, size } => {
+                let drives = std::iter::once(drive).chain(beside).collect();
+                return self.create(now, replica, (group, volume), (drives, size), out);
             }
             FromManager::RemoveReplica { replica, .. } => {
                 if !self.replicas.contains_key(&replica) {
-                    let message = ToManager::ReplicaRemoved { replica };
-                    return out.push(Action::SendManager { message });
+                    return self.remove_parts(now, replica, out);
                 }
                 (replica, Input::Remove)
             }
@@ -246,29 +265,58 @@ impl Server {
         now: Instant,
         id: ReplicaId,
         (group, volume): (GroupId, VolumeId),
-        (drive, size): (DriveName, ByteCount),
+        (drives, size): (Vec<DriveName>, ByteCount),
         out: &mut Vec<Action>,
     ) {
-        let refusal = match self.drives.get(&drive) {
-            None => Some("there is no such drive here".to_owned()),
-            Some(drive) => drive.failed().map(str::to_owned),
-        };
-        if let Some(reason) = refusal {
+        if let Some(reason) = self.refusal(id, &drives) {
             let message = ToManager::ReplicaRefused { replica: id, reason };
             return out.push(Action::SendManager { message });
         }
         if self.replicas.contains_key(&id) {
             return self.turn(now, id, out, |replica, turn| replica.input(turn, Input::Created));
         }
+        self.incomplete.remove(&id);
         let (promised, adopted, stale) = (Epoch::NONE, None, false);
         let record = ReplicaRecord { group, volume, promised, adopted, stale };
-        self.add(Replica::new(id, drive, size, record));
+        self.add(Replica::new(id, Place::new(drives, 0), size, record));
         self.turn(now, id, out, Replica::create);
     }
 
-    fn allocated(&self, replica: &Replica) -> ByteCount {
-        self.drives.get(&replica.drive).map_or(ByteCount::ZERO, |d| d.allocated(replica.id))
+    /// Why a replica cannot be made on these drives.
+    fn refusal(&self, id: ReplicaId, drives: &[DriveName]) -> Option<String> {
+        let stripes = u32::try_from(drives.len()).unwrap_or(u32::MAX);
+        if let Err(error) = Stripes::try_from(stripes) {
+            return Some(error.to_string());
+        }
+        for (index, name) in drives.iter().enumerate() {
+            if drives[..index].contains(name) {
+                return Some(format!("drive {name} is named twice"));
+            }
+            let Some(drive) = self.drives.get(name) else {
+                return Some(format!("there is no drive {name} here"));
+            };
+            if let Some(reason) = drive.failed() {
+                return Some(format!("drive {name}: {reason}"));
+            }
+        }
+        let parts = self.incomplete.get(&id)?;
+        let made_again = parts.is_untouched() && parts.lie_on(drives);
+        (!made_again).then(|| parts.to_string())
     }
+
+    fn allocated(&self, replica: &Replica) -> ByteCount {
+        allocated(&self.drives, replica.id, &replica.place)
+    }
+}
+
+/// What a replica occupies on all its drives.
+fn allocated(
+    drives: &BTreeMap<DriveName, Drive>,
+    replica: ReplicaId,
+    place: &Place,
+) -> ByteCount {
+    let each = place.drives().iter().filter_map(|name| drives.get(name));
+    ByteCount::new(each.map(|drive| drive.allocated(replica).get()).sum())
 }
 
 const PRIMARY: model::group::Role = model::group::Role::Primary;

@@ -23,11 +23,14 @@ impl Server {
     pub(super) fn begin_scrubs(&mut self, now: Instant) {
         for (name, drive) in &mut self.drives {
             if drive.scrub.is_due(now) && drive.failed().is_none() {
-                let there = self.replicas.values().filter(|r| r.drive == *name);
+                let there = self.replicas.values().filter(|r| r.place.first() == name);
                 let counting = there.filter(|r| r.is_in_sync());
                 let replicas: Vec<(ReplicaId, u64)> =
                     counting.map(|r| (r.id, r.size().get())).collect();
-                let allocated = replicas.iter().map(|&(r, _)| drive.allocated(r).get()).sum();
+                // Of what is striped, the other drives have about as much each.
+                let striped = |id| self.replicas[&id].place.drives().len() as u64;
+                let bytes = |&(r, _): &(ReplicaId, u64)| drive.allocated(r).get() * striped(r);
+                let allocated = replicas.iter().map(bytes).sum();
                 drive.scrub.begin(now, &replicas, allocated);
             }
         }
@@ -47,7 +50,7 @@ impl Server {
             None => Some("the replica is not in sync here"),
             Some(replica) if replica.scrubbed == Some(pass) => None,
             Some(replica) => {
-                let drive = self.drives.get_mut(&replica.drive).expect("it lies there");
+                let drive = self.drives.get_mut(replica.place.first()).expect("it lies there");
                 if drive.scrub.ask(now, ask, replica.size().get()) {
                     return;
                 }
@@ -132,7 +135,8 @@ impl Server {
                 }
             });
         }
-        let token = self.ask(now, name, (id, Op::Scrub), request, out);
+        let place = self.replicas[&id].place.clone();
+        let token = self.ask(now, &place, (id, Op::Scrub), request, out);
         if let Some(drive) = self.drives.get_mut(name) {
             drive.scrub.began(token, wish);
         }

@@ -7,13 +7,15 @@ use engine::{
     api::{Action, Event, OpToken, Outcome, Request},
 };
 use format::data::UnitMeta;
-use model::{group::Member, time::Instant, units::BLOCK};
+use model::{group::Member, id::DriveName, time::Instant, units::BLOCK};
 
 use crate::{
     client::value_of,
     disk::Disk,
     world::{SIZE, World, geometry},
 };
+
+const MIB: u64 = 1 << 20;
 
 /// What a replica holds, by what its drive has on it (and would have after a crash).
 #[derive(Debug, PartialEq, Eq)]
@@ -72,21 +74,37 @@ impl Reader {
 }
 
 impl World {
-    /// Opens a copy of the drive, as if the server had lost power now.
+    /// Opens copies of the drives, as if the server had lost power now.
     pub fn content(&mut self, member: &Member) -> Content {
+        let drives = self.manager.drives_of(member);
+        let parts = drives.len() as u64;
+        let mut all = Content { units: Vec::new(), values: BTreeMap::new() };
+        for (part, drive) in (0..).zip(&drives) {
+            let whole = |at: u64| ((at / MIB) * parts + part) * MIB + at % MIB;
+            let length = (0..SIZE / MIB).filter(|unit| unit % parts == part).count() as u64 * MIB;
+            let Content { units, values } = self.content_of_part(member, drive, length);
+            let moved = |unit: UnitMeta| UnitMeta { offset: whole(unit.offset), ..unit };
+            all.units.extend(units.into_iter().map(moved));
+            all.values.extend(values.into_iter().map(|(b, v)| (whole(b * BLOCK) / BLOCK, v)));
+        }
+        all.units.sort_by_key(|unit| unit.offset);
+        all
+    }
+
+    pub fn content_of_part(&mut self, member: &Member, drive: &DriveName, size: u64) -> Content {
         let replica = member.replica;
-        let mut disk = self.hosts[&member.server].disks[&member.drive].clone();
+        let mut disk = self.hosts[&member.server].disks[drive].clone();
         disk.crash(&mut self.rng);
         let mut out = Vec::new();
-        let geometry = geometry(self.media[&member.drive], self.drive_bytes(&member.server));
+        let geometry = geometry(self.media[drive], self.drive_bytes(&member.server));
         let engine = Engine::open(geometry, 1, self.now, &mut out).expect("it opened before");
         let mut reader = Reader { engine, disk, now: self.now };
         reader.run(out);
-        let request = Request::Describe { replica, offset: 0, length: SIZE };
+        let request = Request::Describe { replica, offset: 0, length: size };
         let Outcome::Described { units } = reader.ask(request) else { panic!("described") };
         let mut values = BTreeMap::new();
         for unit in &units {
-            let length = (64 << 10).min(SIZE - unit.offset) as u32;
+            let length = (64 << 10).min(size - unit.offset) as u32;
             let request = Request::Read { replica, offset: unit.offset, length };
             let Outcome::Read { data, .. } = reader.ask(request) else { panic!("read") };
             for (i, block) in data.chunks(BLOCK as usize).enumerate() {

@@ -11,4 +11,5 @@ mod manager;
 mod random;
 mod rot;
 mod scenario;
+mod striped;
 mod world;

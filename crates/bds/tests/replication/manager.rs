@@ -10,7 +10,7 @@ use format::ctl::{Damage, FromManager, ToManager};
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Member, Role},
-    id::{BootId, ReplicaId, ServerId, VolumeId},
+    id::{BootId, DriveName, ReplicaId, ServerId, VolumeId},
     time::Instant,
     units::{ByteCount, Iops, MibPerSec, Rate},
     volume::Media,
@@ -69,6 +69,10 @@ pub struct Manager {
     pub scrubbed: BTreeMap<(ReplicaId, u64), Damage>,
     /// The last status of each server's drive.
     pub damage: BTreeMap<ServerId, Damage>,
+    /// The drives, after the member's own, that a replica is striped over.
+    pub beside: BTreeMap<ReplicaId, Vec<DriveName>>,
+    pub removed: BTreeSet<ReplicaId>,
+    pub refused: BTreeMap<ReplicaId, String>,
 }
 
 impl Manager {
@@ -111,6 +115,9 @@ impl Manager {
             differing: Vec::new(),
             scrubbed: BTreeMap::new(),
             damage: BTreeMap::new(),
+            beside: BTreeMap::new(),
+            removed: BTreeSet::new(),
+            refused: BTreeMap::new(),
         }
     }
 
@@ -119,6 +126,17 @@ impl Manager {
         self.wanted_members = count;
         self.desired = members(count);
         self.config.members = self.desired.clone();
+    }
+
+    /// Every drive that a replica lies on, in the order of the stripes.
+    pub fn drives_of(&self, member: &Member) -> Vec<DriveName> {
+        let beside = self.beside.get(&member.replica).into_iter().flatten();
+        std::iter::once(&member.drive).chain(beside).cloned().collect()
+    }
+
+    /// Whether the server said that it holds the replica.
+    pub fn is_held(&self, server: &ServerId, replica: ReplicaId) -> bool {
+        self.held.get(server).is_some_and(|held| held.contains(&replica))
     }
 
     /// Whether the member's server is up and holds content that counts.
@@ -216,6 +234,7 @@ impl World {
                     group: group(),
                     volume: manager.config.volume,
                     drive: member.drive.clone(),
+                    beside: manager.beside.get(&member.replica).cloned().unwrap_or_default(),
                     size: manager.config.size,
                 };
                 return self.say(&member.server.clone(), message);
@@ -353,6 +372,12 @@ impl World {
                 manager.held.entry(server.clone()).or_default().insert(replica);
                 manager.created.insert(replica);
                 manager.said = None;
+            }
+            ToManager::ReplicaRemoved { replica } => {
+                manager.removed.insert(replica);
+            }
+            ToManager::ReplicaRefused { replica, reason } => {
+                manager.refused.insert(replica, reason);
             }
             ToManager::Promised { epoch, state, .. } => {
                 assert!(state.promised >= epoch);

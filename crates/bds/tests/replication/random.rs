@@ -109,6 +109,15 @@ fn run_tight(seed: u64) {
     check(&mut world);
 }
 
+/// The same with replicas that are striped differently, some not at all.
+fn run_striped(seed: u64) {
+    let mut world = World::striped(seed, &[2, 1, 3, 1 + seed % 3]);
+    disturb_much(&mut world, 2);
+    world.quiesce();
+    check(&mut world);
+    assert_eq!(world.manager.differing, [], "replicas were equal all the time");
+}
+
 fn disturb_much(world: &mut World, members: usize) {
     world.manager.want(members);
     world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
@@ -153,4 +162,9 @@ fn three_replicas_on_four_servers_survive_anything() {
 #[test]
 fn drives_that_run_full_survive_anything() {
     run_all(2_000..2_020, run_tight);
+}
+
+#[test]
+fn striped_replicas_and_others_in_one_group_survive_anything() {
+    run_all(3_000..3_024, run_striped);
 }

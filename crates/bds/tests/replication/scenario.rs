@@ -35,7 +35,7 @@ fn settle(world: &mut World) {
 }
 
 /// Another server's replica is desired in place of a present one.
-fn replace(world: &mut World, old: u64, new: u64) {
+pub fn replace(world: &mut World, old: u64, new: u64) {
     let member = Member {
         replica: replica_id(new),
         server: server_name(new),

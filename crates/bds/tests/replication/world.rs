@@ -157,6 +157,8 @@ pub struct Host {
     pub cut: bool,
     /// Extra time of each drive action.
     pub slow: Duration,
+    /// Drives that fail whatever they are asked.
+    pub broken: BTreeSet<DriveName>,
 }
 
 #[derive(Debug)]
@@ -197,6 +199,11 @@ pub fn drive_name() -> DriveName {
     "ssd".parse().expect("a name")
 }
 
+/// The first is [`drive_name`].
+pub fn drive_number(n: u64) -> DriveName {
+    if n == 0 { drive_name() } else { format!("ssd-{n}").parse().expect("a name") }
+}
+
 pub fn replica_id(n: u64) -> ReplicaId {
     ReplicaId::from_raw(n)
 }
@@ -226,6 +233,17 @@ impl World {
     pub fn with_drives(seed: u64, servers: u64, drives: &[(DriveName, Media)]) -> Self {
         let timing = Timing { scrub_period: SCRUB_PERIOD, ..Timing::default() };
         Self::with(seed, servers, drives, timing, 0)
+    }
+
+    /// Replica `n` is striped over so many drives of server `n` as the `n`th number says.
+    pub fn striped(seed: u64, stripes: &[u64]) -> Self {
+        let drives = [0, 1, 2].map(|n| (drive_number(n), Media::Ssd));
+        let mut world = Self::with_drives(seed, stripes.len() as u64, &drives);
+        for (n, &count) in (1..).zip(stripes) {
+            let beside = (1..count).map(drive_number).collect();
+            world.manager.beside.insert(replica_id(n), beside);
+        }
+        world
     }
 
     fn with(
@@ -266,6 +284,7 @@ impl World {
                 manager_link: None,
                 cut: false,
                 slow: Duration::ZERO,
+                broken: BTreeSet::new(),
             };
             world.hosts.insert(server_name(n), host);
             world.boot(&server_name(n));
@@ -597,8 +616,19 @@ impl World {
         if host.life != life {
             return;
         }
+        let broken = || engine::api::DriveError::Io("broken".to_owned());
+        let is_broken = host.broken.contains(&drive);
         let disk = host.disks.get_mut(&drive).expect("a drive");
         let event = match op {
+            DriveOp::Read { .. } if is_broken => {
+                Event::DriveRead { drive, token, result: Err(broken()) }
+            }
+            DriveOp::Write { .. } if is_broken => {
+                Event::DriveWritten { drive, token, result: Err(broken()) }
+            }
+            DriveOp::Flush if is_broken => {
+                Event::DriveFlushed { drive, token, result: Err(broken()) }
+            }
             DriveOp::Read { offset, length } => {
                 let result = Ok(disk.read(offset, length));
                 Event::DriveRead { drive, token, result }
