@@ -86,6 +86,8 @@ pub struct CreateVolume {
     pub encrypted: bool,
     pub kms_key_id: Option<String>,
     pub snapshot_id: Option<String>,
+    /// Native API only: over how many drives of its server each replica is striped.
+    pub stripes: Option<u32>,
     pub tags: BTreeMap<String, String>,
     /// At most 64 characters, checked by the rules.
     pub client_token: Option<String>,
@@ -110,6 +112,8 @@ pub struct ModifyVolume {
     pub multi_attach: Option<bool>,
     /// Native API only.
     pub zone: Option<String>,
+    /// Native API only.
+    pub stripes: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use format::record::{ClientToken, Group, Parameters, Placed, Record, Volume};
+use format::record::{ClientToken, Group, Parameters, Record, Volume};
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Member, Role},
@@ -52,7 +52,7 @@ pub fn create(desk: &mut Desk<'_>, caller: &Caller, request: CreateVolume) -> Ou
         let message = format!("An account has at most {VOLUMES_PER_ACCOUNT_MAX} volumes.");
         return Err(ApiError::new("VolumeLimitExceeded", message));
     }
-    let drives = place(desk, &parameters)
+    let places = place(desk, &parameters)
         .map_err(|refusal| ApiError::new("InsufficientVolumeCapacity", refusal.to_string()))?;
     let volume = Volume {
         volume: unused(desk.random, VolumeId::from_random, |v| desk.state.volumes.contains_key(v)),
@@ -67,7 +67,7 @@ pub fn create(desk: &mut Desk<'_>, caller: &Caller, request: CreateVolume) -> Ou
         attach_generation: AttachGeneration::default(),
         error: None,
     };
-    let group = first_group(desk, &volume, &drives);
+    let group = first_group(desk, &volume, &places);
     let mut writes =
         vec![Write::Put(Record::Volume(volume.clone())), Write::Put(Record::Group(group))];
     if let Some(token) = &request.client_token {
@@ -120,7 +120,8 @@ fn checked(desk: &Desk<'_>, request: &CreateVolume) -> Result<Parameters, ApiErr
         let message = format!("The snapshot '{shown}' does not exist.");
         return Err(ApiError::new("InvalidSnapshot.NotFound", message));
     }
-    Ok(Parameters { volume_type, size, rate, zone })
+    let stripes = parameters::stripes(request.stripes)?.unwrap_or_default();
+    Ok(Parameters { volume_type, size, rate, zone, stripes })
 }
 
 fn check_features(
@@ -217,18 +218,23 @@ fn digest(request: &CreateVolume) -> String {
         encrypted,
         kms_key_id,
         snapshot_id,
+        stripes,
         tags,
         client_token: _,
     } = request;
-    let text = format!(
+    let mut text = format!(
         "{zone:?}\n{size:?}\n{volume_type:?}\n{iops:?}\n{throughput:?}\n{multi_attach}\n\
          {encrypted}\n{kms_key_id:?}\n{snapshot_id:?}\n{tags:?}\n"
     );
+    // Left out where it is not given, so that tokens of before it existed stay good.
+    if let Some(stripes) = stripes {
+        text += &format!("stripes {stripes}\n");
+    }
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Drives for a primary and a mirror.
-fn place(desk: &Desk<'_>, parameters: &Parameters) -> Result<[DriveId; 2], Refusal> {
+fn place(desk: &Desk<'_>, parameters: &Parameters) -> Result<[Vec<DriveId>; 2], Refusal> {
     let fleet = replacing::fleet(desk.state, desk.live, desk.now, &desk.params.timing);
     let nothing = BTreeSet::new();
     let wish = Wish {
@@ -236,23 +242,26 @@ fn place(desk: &Desk<'_>, parameters: &Parameters) -> Result<[DriveId; 2], Refus
         zone: &parameters.zone,
         zone_rule: ZoneRule::Strict,
         claim: Claim { size: parameters.size, rate: parameters.rate },
+        stripes: parameters.stripes,
         stored: 0,
         excluded: &nothing,
         preferred: &nothing,
     };
     let primary = choose(&fleet, &wish)?;
-    let excluded = BTreeSet::from([primary.server.clone()]);
+    let excluded = BTreeSet::from([primary[0].server.clone()]);
     let wish = Wish { zone_rule: ZoneRule::WhereZoneHasNone, excluded: &excluded, ..wish };
     let mirror = choose(&fleet, &wish)?;
     Ok([primary, mirror])
 }
 
 /// The group of a new volume: all replicas empty, so all in sync.
-fn first_group(desk: &mut Desk<'_>, volume: &Volume, drives: &[DriveId; 2]) -> Group {
+fn first_group(desk: &mut Desk<'_>, volume: &Volume, places: &[Vec<DriveId>; 2]) -> Group {
     let mut desired = Vec::new();
     let mut members = Vec::new();
-    for (drive, role) in drives.iter().zip([Role::Primary, Role::Mirror]) {
+    for (drives, role) in places.iter().zip([Role::Primary, Role::Mirror]) {
         let replica = ReplicaId::from_random(desk.random.wide());
+        let placed = volume.parameters.placed(replica, drives);
+        let drive = &placed.drive;
         let server = desk.state.servers.get(&drive.server);
         let address = server.expect("placement chooses recorded servers").address;
         members.push(Member {
@@ -262,13 +271,7 @@ fn first_group(desk: &mut Desk<'_>, volume: &Volume, drives: &[DriveId; 2]) -> G
             drive: drive.drive.clone(),
             role,
         });
-        desired.push(Placed {
-            replica,
-            drive: drive.clone(),
-            size: volume.parameters.size,
-            rate: volume.parameters.rate,
-            created: false,
-        });
+        desired.push(placed);
     }
     let config = GroupConfig {
         group: volume.group,
@@ -282,7 +285,7 @@ fn first_group(desk: &mut Desk<'_>, volume: &Volume, drives: &[DriveId; 2]) -> G
     };
     config.check().expect("a first configuration is well formed");
     let replicas: BTreeMap<_, _> = desired.iter().map(|p| (p.replica, p.clone())).collect();
-    let primary_boot = desk.live.servers.get(&drives[0].server).map(|s| s.boot);
+    let primary_boot = desk.live.servers.get(&places[0][0].server).map(|s| s.boot);
     Group { config, desired, replicas, primary_boot }
 }
 

@@ -154,7 +154,7 @@ fn is_leaving(state: &State, group: &Group, drive: &DriveId) -> bool {
         .get(&group.config.volume)
         .is_some_and(|v| !matches!(v.state, VolumeState::Deleting | VolumeState::Deleted));
     let desired = |replica| group.desired.iter().any(|p| p.replica == replica);
-    let mut here = group.replicas.values().filter(|p| p.drive == *drive);
+    let mut here = group.replicas.values().filter(|p| p.lies_on(drive));
     here.any(|p| !kept || !desired(p.replica))
 }
 
@@ -162,6 +162,7 @@ fn is_leaving(state: &State, group: &Group, drive: &DriveId) -> bool {
 struct Candidate<'a> {
     case: Case<'a>,
     replica: ReplicaId,
+    /// On this drive.
     bytes: u64,
 }
 
@@ -212,8 +213,8 @@ fn zone_rule(case: &Case<'_>, leaving: ReplicaId) -> ZoneRule {
 
 fn candidate<'a>(case: Case<'a>, drive: &DriveId) -> Option<Candidate<'a>> {
     let facts = case.live.groups.get(&case.config().group)?;
-    let placed = case.group.desired.iter().find(|p| p.drive == *drive)?;
-    let bytes = facts.allocated.get();
+    let placed = case.group.desired.iter().find(|p| p.lies_on(drive))?;
+    let bytes = facts.allocated.get().div_ceil(placed.stripes());
     let movable = bytes > 0 && case.is_at_rest(facts) && facts.move_pause.over(case.now);
     movable.then_some(Candidate { replica: placed.replica, bytes, case })
 }

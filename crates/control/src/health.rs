@@ -51,18 +51,24 @@ fn faults(view: &View<'_>, group: &Group) -> Vec<String> {
     concerned.filter_map(|placed| fault(view, placed)).collect()
 }
 
+/// Of the drives that a replica lies on.
+fn names(placed: &Placed) -> Vec<String> {
+    placed.drives().map(|id| id.drive.to_string()).collect()
+}
+
 fn fault(view: &View<'_>, placed: &Placed) -> Option<String> {
     let Placed { replica, drive, .. } = placed;
+    let named = || names(placed).join(", ");
     match view.standing(placed) {
         Standing::Up | Standing::Unknown => None,
         Standing::Down => Some(format!("{} is down", drive.server)),
         Standing::Missing => {
-            Some(format!("{} does not hold {replica} on {} any more", drive.server, drive.drive))
+            Some(format!("{} does not hold {replica} on {} any more", drive.server, named()))
         }
         Standing::DriveFailed => {
-            let server = view.live.servers.get(&drive.server);
-            let reason = server.and_then(|s| s.failed_drives.get(&drive.drive));
-            let reason = reason.map_or("no reason given", String::as_str);
+            let failed = &view.live.servers.get(&drive.server)?.failed_drives;
+            let (drive, reason) =
+                placed.drives().find_map(|d| Some((d.clone(), failed.get(&d.drive)?)))?;
             Some(format!("{drive} is out of service: {reason}"))
         }
     }

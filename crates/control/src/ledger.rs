@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 
 use model::{
     id::{DriveId, Zone},
-    units::{ByteCount, Gib, Rate},
+    units::{ByteCount, Gib, Iops, MibPerSec, Rate},
     volume::Media,
 };
 
 use crate::state::State;
 
-/// A claim on one drive.
+/// What one replica claims: of its drive, or of all that it is striped over together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
     pub size: Gib,
@@ -98,38 +98,50 @@ impl Ledger {
             }
         }
         for placed in state.groups.values().flat_map(|g| g.replicas.values()) {
-            if let Some(account) = drives.get_mut(&placed.drive) {
-                let claim = Claim { size: placed.size, rate: placed.rate };
-                account.promised = account.promised.plus(claim.into());
+            let claim = Claim { size: placed.size, rate: placed.rate };
+            let share = claim.share(placed.stripes());
+            for drive in placed.drives() {
+                if let Some(account) = drives.get_mut(&drive) {
+                    account.promised = account.promised.plus(share.into());
+                }
             }
         }
         Self { drives }
     }
 
-    /// Whether a drive has room for `claim`.
-    pub fn fits(&self, drive: &DriveId, claim: Claim) -> bool {
+    /// Whether drives have room for a replica that claims so much and is striped over them.
+    pub fn fits(&self, drives: &[DriveId], claim: Claim) -> bool {
+        let share = claim.share(drives.len() as u64);
+        drives.iter().all(|drive| self.fits_share(drive, share))
+    }
+
+    /// Whether a drive has room for its part of a claim.
+    pub fn fits_share(&self, drive: &DriveId, share: Claim) -> bool {
         let Some(account) = self.drives.get(drive) else { return false };
-        let (left, claim) = (account.left(), Sum::from(claim));
-        claim.bytes <= left.bytes
-            && claim.iops <= left.iops
-            && claim.mib_per_sec <= left.mib_per_sec
+        let (left, share) = (account.left(), Sum::from(share));
+        share.bytes <= left.bytes
+            && share.iops <= left.iops
+            && share.mib_per_sec <= left.mib_per_sec
     }
 
     /// Promises `claim`. The caller has asked [`Self::fits`].
-    pub fn reserve(&mut self, drive: &DriveId, claim: Claim) {
-        assert!(self.fits(drive, claim), "{drive} would promise more than it has: {claim:?}");
-        let account = self.drives.get_mut(drive).expect("a claim that fits has its drive");
-        account.promised = account.promised.plus(claim.into());
+    pub fn reserve(&mut self, drives: &[DriveId], claim: Claim) {
+        let share = claim.share(drives.len() as u64);
+        for drive in drives {
+            assert!(self.fits_share(drive, share), "{drive} would promise too much: {share:?}");
+            let account = self.drives.get_mut(drive).expect("a claim that fits has its drive");
+            account.promised = account.promised.plus(share.into());
+        }
     }
 
     /// Raises `from` as far towards `to` as there is room: size and rate each for itself, each
     /// whole or not at all, never lower. Returns what is now promised.
-    pub fn raise(&mut self, drive: &DriveId, from: Claim, to: Claim) -> Claim {
+    pub fn raise(&mut self, drives: &[DriveId], from: Claim, to: Claim) -> Claim {
         let mut now = from;
         for wanted in [Claim { rate: Rate::default(), ..to }, Claim { size: Gib::ZERO, ..to }] {
             let next = now.and(wanted);
-            if self.fits(drive, now.up_to(next)) {
-                self.reserve(drive, now.up_to(next));
+            if self.fits(drives, now.up_to(next)) {
+                self.reserve(drives, now.up_to(next));
                 now = next;
             }
         }
@@ -145,6 +157,16 @@ impl Claim {
             throughput: self.rate.throughput.max(other.rate.throughput),
         };
         Self { size: self.size.max(other.size), rate }
+    }
+
+    /// Of each of so many drives: a like part, rounded up. It is what an even load asks of them.
+    pub fn share(self, stripes: u64) -> Self {
+        let stripes = u32::try_from(stripes).expect("a handful").max(1);
+        let rate = Rate {
+            iops: Iops::new(self.rate.iops.get().div_ceil(stripes)),
+            throughput: MibPerSec::new(self.rate.throughput.get().div_ceil(stripes)),
+        };
+        Self { size: Gib::new(self.size.get().div_ceil(stripes)), rate }
     }
 
     /// What `to` asks for beyond this.

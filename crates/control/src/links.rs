@@ -225,9 +225,9 @@ fn from_server(
         ToManager::ReplicaCreated { replica } => created(live, context, server, replica),
         ToManager::ReplicaRefused { replica, reason } => {
             if let Some(group) = group_of(context.state, server, replica) {
-                let drive = group.replicas[&replica].drive.clone();
                 live.refused.insert(replica, reason);
-                live.refused_by.insert(drive, now);
+                let drives = group.replicas[&replica].drives();
+                live.refused_by.extend(drives.map(|drive| (drive, now)));
                 live.mark(group.config.group);
             }
         }
@@ -235,7 +235,8 @@ fn from_server(
             facts.replicas.remove(&replica);
             if let Some(group) = group_of(context.state, server, replica) {
                 live.removed.insert(replica);
-                live.relief.freed(&group.replicas[&replica].drive, now);
+                let drives = group.replicas[&replica].drives();
+                drives.for_each(|drive| live.relief.freed(&drive, now));
                 live.mark(group.config.group);
             }
         }

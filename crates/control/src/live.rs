@@ -279,7 +279,8 @@ impl Live {
             return server;
         }
         let Some(facts) = self.servers.get(&placed.drive.server) else { return Standing::Unknown };
-        if facts.failed_drives.contains_key(&placed.drive.drive) {
+        let failed = |drive: DriveId| facts.failed_drives.contains_key(&drive.drive);
+        if placed.drives().any(failed) {
             Standing::DriveFailed
         } else if placed.created && !facts.replicas.contains_key(&placed.replica) {
             Standing::Missing

@@ -21,7 +21,7 @@ use crate::{
     case::{Case, Decision, running},
     command::{Desk, Outcome},
     creation::known_zone,
-    ledger::{Claim, Ledger},
+    ledger::{Account, Claim, Ledger},
     live::{GroupLive, Standing},
     parameters,
     placement::{Fleet, Refusal, Wish, ZoneRule, choose},
@@ -107,17 +107,15 @@ fn plan(desk: &mut Desk<'_>, group: &Group, target: &Parameters) -> Result<Group
         homes.push(home);
     }
     let mut desired = Vec::new();
-    for (now, home) in group.desired.iter().zip(homes) {
+    for home in homes {
         let placed = match home {
             Some(placed) => placed,
             None => {
-                let drive = elsewhere(&fleet, now, target, (&taken, &in_use), stored)?;
+                let drives = elsewhere(&fleet, target, (&taken, &in_use), stored)?;
                 let claim = Claim { size: target.size, rate: target.rate };
-                fleet.ledger.reserve(&drive, claim);
-                taken.insert(drive.server.clone());
-                let replica = ReplicaId::from_random(desk.random.wide());
-                let (size, rate) = (target.size, target.rate);
-                Placed { replica, drive, size, rate, created: false }
+                fleet.ledger.reserve(&drives, claim);
+                taken.insert(drives[0].server.clone());
+                target.placed(ReplicaId::from_random(desk.random.wide()), &drives)
             }
         };
         plan.replicas.insert(placed.replica, placed.clone());
@@ -128,52 +126,52 @@ fn plan(desk: &mut Desk<'_>, group: &Group, target: &Parameters) -> Result<Group
     Ok(plan)
 }
 
-/// The replica where it is, if its drive suits the target and has room for what is more. That
+/// The replica where it is, if its drives suit the target and have room for what is more. That
 /// its server is away just now is no reason to move: if it stays away, its replicas are made
 /// anew whatever is being modified.
 fn stay(fleet: &mut Fleet, now: &Placed, target: &Parameters) -> Option<Placed> {
-    let account = fleet.ledger.drives.get(&now.drive)?;
-    let suits = account.media == target.volume_type.media() && account.zone == target.zone;
-    if !suits || fleet.barred.contains(&now.drive) {
+    if now.stripes() != u64::from(target.stripes.get()) {
+        return None;
+    }
+    let drives: Vec<DriveId> = now.drives().collect();
+    let suits = |drive: &DriveId| {
+        let account = fleet.ledger.drives.get(drive);
+        let suits = |a: &Account| a.media == target.volume_type.media() && a.zone == target.zone;
+        account.is_some_and(suits) && !fleet.barred.contains(drive)
+    };
+    if !drives.iter().all(suits) {
         return None;
     }
     let from = Claim { size: now.size, rate: now.rate };
     let wanted = from.and(Claim { size: target.size, rate: target.rate });
-    if !fleet.ledger.fits(&now.drive, from.up_to(wanted)) {
+    if !fleet.ledger.fits(&drives, from.up_to(wanted)) {
         return None;
     }
-    fleet.ledger.reserve(&now.drive, from.up_to(wanted));
+    fleet.ledger.reserve(&drives, from.up_to(wanted));
     Some(Placed { size: wanted.size, rate: wanted.rate, ..now.clone() })
 }
 
 /// A new place for a replica that cannot stay. A mirror may leave the zone only where the zone
-/// has no server for it.
+/// has no server for it. Drives that it lies on now may be among them: what it takes there stays
+/// reserved until it has gone.
 fn elsewhere(
     fleet: &Fleet,
-    now: &Placed,
     target: &Parameters,
     (taken, in_use): (&BTreeSet<ServerId>, &BTreeSet<ServerId>),
     stored: u64,
-) -> Result<DriveId, Refusal> {
+) -> Result<Vec<DriveId>, Refusal> {
     let zone_rule = if taken.is_empty() { ZoneRule::Strict } else { ZoneRule::WhereZoneHasNone };
     let wish = Wish {
         media: target.volume_type.media(),
         zone: &target.zone,
         zone_rule,
         claim: Claim { size: target.size, rate: target.rate },
+        stripes: target.stripes,
         stored,
         excluded: taken,
         preferred: in_use,
     };
-    let own = wish_own_drive_barred(fleet, now);
-    choose(&own, &wish)
-}
-
-/// The replica's own drive did not have room for more, so it has none for all of it again.
-fn wish_own_drive_barred(fleet: &Fleet, now: &Placed) -> Fleet {
-    let mut barred = fleet.barred.clone();
-    barred.insert(now.drive.clone());
-    Fleet { barred, ..fleet.clone() }
+    choose(fleet, &wish)
 }
 
 /// Replicas that will leave serve until then: where their drives have room, they get the new
@@ -185,7 +183,7 @@ fn raise_leaving(ledger: &mut Ledger, plan: &mut Group, target: &Parameters) {
     let leaving = |p: &&mut Placed| members.contains(&p.replica) && !stays.contains(&p.replica);
     for placed in plan.replicas.values_mut().filter(leaving) {
         let from = Claim { size: placed.size, rate: placed.rate };
-        let now = ledger.raise(&placed.drive, from, to);
+        let now = ledger.raise(&placed.drives().collect::<Vec<_>>(), from, to);
         (placed.size, placed.rate) = (now.size, now.rate);
     }
 }

@@ -8,7 +8,7 @@ use model::{
     id::Zone,
     limits::{RateRule, derived_rate, io_throughput, type_limits},
     units::{Gib, Iops, MibPerSec, Rate},
-    volume::VolumeType,
+    volume::{Stripes, VolumeType},
 };
 
 use crate::api::{ApiError, ModifyVolume};
@@ -33,6 +33,12 @@ pub fn volume_type(text: Option<&str>) -> Result<VolumeType, ApiError> {
         let message = format!("Unsupported volume type '{shown}' for volume creation.");
         ApiError::new("UnknownVolumeType", message)
     })
+}
+
+/// Native API only.
+pub fn stripes(asked: Option<u32>) -> Result<Option<Stripes>, ApiError> {
+    let stripes = asked.map(Stripes::try_from).transpose();
+    stripes.map_err(|error| invalid(format!("The parameter stripes is not possible: {error}.")))
 }
 
 pub fn check_size(volume_type: VolumeType, size: Gib) -> Result<(), ApiError> {
@@ -157,7 +163,8 @@ pub fn modified(
         && request.iops.is_none()
         && request.throughput.is_none()
         && request.multi_attach.is_none()
-        && request.zone.is_none();
+        && request.zone.is_none()
+        && request.stripes.is_none();
     if nothing {
         return Err(ApiError::new(
             "MissingParameter",
@@ -175,7 +182,8 @@ pub fn modified(
     check_size(volume_type, size)?;
     let (iops, throughput) = rate_defaults(now, request, volume_type);
     let rate = rate(volume_type, size, iops, throughput)?;
-    Ok(Parameters { volume_type, size, rate, zone })
+    let stripes = stripes(request.stripes)?.unwrap_or(now.stripes);
+    Ok(Parameters { volume_type, size, rate, zone, stripes })
 }
 
 /// What a modification asks for once EC2's defaults are filled in.

@@ -1,17 +1,17 @@
 //! Where a replica goes: filter, then score. Pure.
 //!
-//! Decides: which drive gets a new replica.
+//! Decides: which drive gets a new replica, or which drives of one server when it is striped.
 //! Does not: reserve it, or move anything.
 //! Invariants: never a server that is excluded (it has, or will have, another replica of the
 //! group); never more than is left in the ledger; never onto a drive that is nearly full of data,
-//! or would be; the same fleet and wish give the same drive.
+//! or would be; the same fleet and wish give the same drives.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     id::{DriveId, ServerId, Zone},
     limits::DRIVE_PLACEMENT_PERCENT,
-    volume::Media,
+    volume::{Media, Stripes},
 };
 
 use crate::{
@@ -53,7 +53,10 @@ pub struct Wish<'a> {
     pub zone: &'a Zone,
     /// Whether a drive in another zone will do where the zone has none.
     pub zone_rule: ZoneRule,
+    /// Of the whole replica.
     pub claim: Claim,
+    /// Over how many drives of its server.
+    pub stripes: Stripes,
     /// Bytes that the replica will hold as soon as it is filled.
     pub stored: u64,
     /// Servers with another replica of the group: the failure domain.
@@ -78,8 +81,11 @@ pub struct Refusal {
     pub zone: Zone,
     pub media: Media,
     pub claim: Claim,
+    pub stripes: Stripes,
     /// Drives of that media in that zone.
     pub drives: usize,
+    /// Of those, the most that one server has.
+    pub together: usize,
     pub excluded: usize,
     pub down: usize,
     /// Drives that hold too much data already.
@@ -90,14 +96,25 @@ pub struct Refusal {
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { zone, media, claim, drives, excluded, down, full, best } = self;
+        let Self { zone, media, claim, stripes, drives, together, excluded, down, full, best } =
+            self;
         write!(
             f,
             "There is not enough {media} capacity in {zone} for {} GiB at {} IOPS and {} MiB/s",
             claim.size, claim.rate.iops, claim.rate.throughput
         )?;
+        if *stripes > Stripes::ONE {
+            write!(f, ", striped over {stripes} drives of one server")?;
+        }
         if *drives == 0 {
             return write!(f, ": no server there has an {media} drive.");
+        }
+        if *together < usize::try_from(stripes.get()).expect("a handful") {
+            return write!(
+                f,
+                ": no server there has more than {together} of them. Ask for fewer stripes, or for \
+                 another zone or volume type."
+            );
         }
         write!(
             f,
@@ -124,56 +141,74 @@ impl std::fmt::Display for Refusal {
 struct Score {
     in_another_zone: bool,
     not_in_use: bool,
-    /// The fullest of what is promised and what is stored, in thousandths, once it is there.
+    /// The fullest of what is promised and what is stored on any of the drives, in thousandths,
+    /// once it is there.
     utilisation: u64,
     /// Makes the choice deterministic.
-    drive: DriveId,
+    drives: Vec<DriveId>,
 }
 
-pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<DriveId, Refusal> {
-    let of_media = |(_, a): &(&DriveId, &Account)| a.media == wish.media;
-    let candidates: BTreeMap<_, _> = fleet.ledger.drives.iter().filter(of_media).collect();
+/// As many drives of one server as the replica is striped over, in the order of the stripes.
+pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<Vec<DriveId>, Refusal> {
+    let stripes = usize::try_from(wish.stripes.get()).expect("a handful");
+    let share = wish.claim.share(stripes as u64);
+    let stored = wish.stored.div_ceil(stripes as u64);
+    let mut servers: BTreeMap<&ServerId, Vec<(&DriveId, &Account)>> = BTreeMap::new();
+    for (drive, account) in fleet.ledger.drives.iter().filter(|(_, a)| a.media == wish.media) {
+        servers.entry(&drive.server).or_default().push((drive, account));
+    }
     let in_zone = |a: &Account| a.zone == *wish.zone;
     let free = |d: &DriveId| !wish.excluded.contains(&d.server);
     let ready = |d: &DriveId| fleet.up.contains(&d.server) && !fleet.barred.contains(d);
-    let takes = |d: &DriveId| fleet.stored.get(d).is_none_or(|s| s.takes(wish.stored));
-    let zone_has_any = candidates.iter().any(|(d, a)| in_zone(a) && free(d));
+    let takes = |d: &DriveId| fleet.stored.get(d).is_none_or(|s| s.takes(stored));
+    let could = |drives: &Vec<(&DriveId, &Account)>| {
+        drives.len() >= stripes && drives.iter().all(|(d, a)| in_zone(a) && free(d))
+    };
     let anywhere = match wish.zone_rule {
         ZoneRule::Strict => false,
-        ZoneRule::WhereZoneHasNone => !zone_has_any,
+        ZoneRule::WhereZoneHasNone => !servers.values().any(could),
         ZoneRule::WhereZoneIsFull => true,
     };
-    let best = candidates
-        .iter()
-        .filter(|(_, a)| in_zone(a) || anywhere)
-        .filter(|(d, _)| free(d) && ready(d) && takes(d))
-        .filter(|(d, _)| fleet.ledger.fits(d, wish.claim))
-        .map(|(d, a)| Score {
-            in_another_zone: !in_zone(a),
-            not_in_use: !wish.preferred.contains(&d.server),
-            utilisation: utilisation(a, wish.claim).max(filling(fleet, d, wish.stored)),
-            drive: (*d).clone(),
-        })
-        .min();
-    best.map(|score| score.drive).ok_or_else(|| {
-        let zone: Vec<_> = candidates.iter().filter(|(_, a)| in_zone(a)).collect();
-        let usable = zone.iter().filter(|(d, _)| free(d) && ready(d)).map(|(_, a)| a.left());
-        let mut most = Sum::default();
-        for left in usable {
-            most.bytes = most.bytes.max(left.bytes);
-            most.iops = most.iops.max(left.iops);
-            most.mib_per_sec = most.mib_per_sec.max(left.mib_per_sec);
-        }
-        Refusal {
-            zone: wish.zone.clone(),
-            media: wish.media,
-            claim: wish.claim,
-            drives: zone.len(),
-            excluded: zone.iter().filter(|(d, _)| !free(d)).count(),
-            down: zone.iter().filter(|(d, _)| !ready(d)).count(),
-            full: zone.iter().filter(|(d, _)| ready(d) && !takes(d)).count(),
-            best: most,
-        }
+    let score = |(server, drives): (&&ServerId, &Vec<(&DriveId, &Account)>)| {
+        let (_, first) = drives.first()?;
+        let mut fitting: Vec<(u64, DriveId)> = drives
+            .iter()
+            .filter(|(d, _)| free(d) && ready(d) && takes(d))
+            .filter(|(d, _)| fleet.ledger.fits_share(d, share))
+            .map(|(d, a)| (utilisation(a, share).max(filling(fleet, d, stored)), (*d).clone()))
+            .collect();
+        fitting.sort();
+        fitting.truncate(stripes);
+        let &(utilisation, _) = fitting.last().filter(|_| fitting.len() == stripes)?;
+        let in_another_zone = !in_zone(first);
+        let not_in_use = !wish.preferred.contains(*server);
+        let drives = fitting.into_iter().map(|(_, drive)| drive).collect();
+        let wanted = !in_another_zone || anywhere;
+        wanted.then_some(Score { in_another_zone, not_in_use, utilisation, drives })
+    };
+    if let Some(best) = servers.iter().filter_map(score).min() {
+        return Ok(best.drives);
+    }
+    let zone: Vec<_> = servers.values().flatten().filter(|(_, a)| in_zone(a)).collect();
+    let usable = zone.iter().filter(|(d, _)| free(d) && ready(d)).map(|(_, a)| a.left());
+    let mut most = Sum::default();
+    for left in usable {
+        most.bytes = most.bytes.max(left.bytes);
+        most.iops = most.iops.max(left.iops);
+        most.mib_per_sec = most.mib_per_sec.max(left.mib_per_sec);
+    }
+    let of_zone = |drives: &&Vec<(&DriveId, &Account)>| drives.iter().all(|(_, a)| in_zone(a));
+    Err(Refusal {
+        zone: wish.zone.clone(),
+        media: wish.media,
+        claim: wish.claim,
+        stripes: wish.stripes,
+        drives: zone.len(),
+        together: servers.values().filter(of_zone).map(Vec::len).max().unwrap_or(0),
+        excluded: zone.iter().filter(|(d, _)| !free(d)).count(),
+        down: zone.iter().filter(|(d, _)| !ready(d)).count(),
+        full: zone.iter().filter(|(d, _)| ready(d) && !takes(d)).count(),
+        best: most,
     })
 }
 

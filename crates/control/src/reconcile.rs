@@ -108,6 +108,7 @@ fn tell_replicas(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>
             group: config.group,
             volume: config.volume,
             drive: placed.drive.drive.clone(),
+            beside: placed.beside.clone(),
             size: placed.size.to_bytes(),
         };
         let server = &placed.drive.server;

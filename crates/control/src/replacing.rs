@@ -246,7 +246,7 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
         return Some(decision);
     }
     let mut fleet = fleet(case.state, case.live, case.now, case.timing);
-    fleet.barred.extend(lost.filter(|_| unfillable).map(|r| case.placed(r).drive.clone()));
+    fleet.barred.extend(lost.filter(|_| unfillable).into_iter().flat_map(|r| case.placed(r).drives()));
     if let Ok(group) = replaced(case, &fleet, lost, ZoneRule::WhereZoneIsFull, random) {
         facts.learner_pause.reset();
         facts.fills_given_up += u32::from(unfillable);
@@ -309,13 +309,14 @@ pub fn replaced(
         zone: &target.zone,
         zone_rule,
         claim: Claim { size: target.size, rate: target.rate },
+        stripes: target.stripes,
         stored: case.live.stored(case.config().group),
         excluded: &excluded,
         preferred: &BTreeSet::new(),
     };
-    let drive = choose(fleet, &wish)?;
+    let drives = choose(fleet, &wish)?;
     let replica = ReplicaId::from_random(random.wide());
-    let placed = Placed { replica, drive, size: target.size, rate: target.rate, created: false };
+    let placed = target.placed(replica, &drives);
     let mut group = case.group.clone();
     match group.desired.iter_mut().find(|p| Some(p.replica) == lost) {
         Some(slot) => *slot = placed.clone(),
@@ -341,8 +342,11 @@ pub fn fleet(state: &State, live: &Live, now: Instant, timing: &Timing) -> Fleet
     for group in state.groups.values() {
         let filled = |p: &&Placed| !group.config.is_in_sync(p.replica);
         for placed in group.desired.iter().filter(filled) {
-            if let Some(stored) = stored.get_mut(&placed.drive) {
-                stored.used = stored.used.saturating_add(live.stored(group.config.group));
+            let share = live.stored(group.config.group).div_ceil(placed.stripes());
+            for drive in placed.drives() {
+                if let Some(stored) = stored.get_mut(&drive) {
+                    stored.used = stored.used.saturating_add(share);
+                }
             }
         }
     }

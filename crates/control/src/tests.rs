@@ -6,4 +6,5 @@ mod commands;
 mod fullness;
 mod life;
 mod properties;
+mod striped;
 mod world;

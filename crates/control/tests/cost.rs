@@ -21,7 +21,7 @@ use model::{
     state::VolumeState,
     time::{Instant, WallTime},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
-    volume::{Media, VolumeType},
+    volume::{Media, Stripes, VolumeType},
 };
 
 const SERVERS: u64 = 10;
@@ -53,14 +53,20 @@ fn account() -> AccountId {
 fn placed(replica: u64, on: u64) -> Placed {
     let drive = DriveId { server: server(on), drive: ssd() };
     let replica = ReplicaId::from_raw(replica);
-    Placed { replica, drive, size: Gib::new(8), rate: rate(), created: true }
+    Placed { replica, drive, beside: Vec::new(), size: Gib::new(8), rate: rate(), created: true }
 }
 
 /// Volume `n` with its primary on one server and its mirror on the next.
 fn volume(n: u64) -> [Record; 2] {
     let (volume, group) = (VolumeId::from_raw(u128::from(n)), GroupId::from_raw(n));
     let parameters =
-        Parameters { volume_type: VolumeType::Gp3, size: Gib::new(8), rate: rate(), zone: zone() };
+        Parameters {
+            volume_type: VolumeType::Gp3,
+            size: Gib::new(8),
+            rate: rate(),
+            zone: zone(),
+            stripes: Stripes::ONE,
+        };
     let desired = vec![placed(2 * n, n % SERVERS), placed(2 * n + 1, (n + 1) % SERVERS)];
     let member = |at: usize, role| Member {
         replica: desired[at].replica,

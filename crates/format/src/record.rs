@@ -109,6 +109,17 @@ pub struct Parameters {
     pub stripes: Stripes,
 }
 
+impl Parameters {
+    /// A new replica with these parameters on these drives of one server.
+    pub fn placed(&self, replica: ReplicaId, drives: &[DriveId]) -> Placed {
+        let (drive, beside) = drives.split_first().expect("a replica lies somewhere");
+        assert!(beside.iter().all(|d| d.server == drive.server), "{replica} on two servers");
+        let beside = beside.iter().map(|d| d.drive.clone()).collect();
+        let (size, rate) = (self.size, self.rate);
+        Placed { replica, drive: drive.clone(), beside, size, rate, created: false }
+    }
+}
+
 /// A group: its configuration, and where its replicas should be. Whenever the two differ, there
 /// is work to do, and it can be derived from them alone: that is what makes every multi-step
 /// operation continue after a crash.

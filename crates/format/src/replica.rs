@@ -101,7 +101,7 @@ mod tests {
 
     fn record() -> ReplicaRecord {
         let (group, volume) = (GroupId::from_raw(1), VolumeId::from_raw(2));
-        let promised = Epoch::from_raw(u64::MAX);
+        let promised = Epoch::MAX;
         ReplicaRecord { group, volume, promised, adopted: None, stale: true }
     }
 

@@ -1,4 +1,5 @@
-//! `cargo run --release -p sim -- [--seeds N] [--from SEED] [--trace]`: runs seeds until one fails.
+//! `cargo run --release -p sim -- [--seeds N] [--from SEED] [--striped]
+//! [--trace]`: runs seeds until one fails.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     let options = Options {
         keep_trace: arguments.iter().any(|a| a == "--trace"),
         length: Duration::from_secs(value("--length", 20)),
+        striped: arguments.iter().any(|a| a == "--striped"),
         ..Options::default()
     };
     let mut failures = 0;

@@ -40,6 +40,9 @@ pub struct Options {
     pub modify_every: Option<Duration>,
     /// Whether servers also lose what was not flushed.
     pub power_cuts: bool,
+    /// Servers have several drives of a kind; replicas are striped, and modified to be striped
+    /// otherwise. Guests write across the border of two stripe units.
+    pub striped: bool,
     pub keep_trace: bool,
 }
 
@@ -50,6 +53,7 @@ impl Default for Options {
             fault_every: Some(Duration::from_millis(900)),
             modify_every: Some(Duration::from_secs(4)),
             power_cuts: true,
+            striped: false,
             keep_trace: false,
         }
     }
@@ -115,7 +119,7 @@ pub fn run(seed: u64, options: &Options) -> Result<Outcome, Box<Violation>> {
 
 impl Run {
     fn new(seed: u64, options: &Options) -> Self {
-        let mut world = World::new(seed, manager_params(), server_params(), node_params());
+        let mut world = World::new(seed, manager_params(), server_params(options.striped), node_params());
         world.trace = options.keep_trace.then(Vec::new);
         Self {
             world,
@@ -145,7 +149,10 @@ impl Run {
             let health = run.call("GET", "/v1/health", None)?;
             Some(health["servers_up"] == 6 && health["nodes_up"] == 2)
         })?;
-        let body = json!({"zone": ZONES[0], "size_gib": 1, "volume_type": "gp3"});
+        let mut body = json!({"zone": ZONES[0], "size_gib": 1, "volume_type": "gp3"});
+        if self.options.striped {
+            body["stripes"] = json!(1 + self.world.random.below(3));
+        }
         let made = self.must_call("POST", "/v1/volumes", Some(&body))?;
         let id = made["volume_id"].as_str().ok_or("no volume id")?;
         self.volume = id.parse().map_err(|e| format!("{e}"))?;
@@ -196,11 +203,12 @@ impl Run {
             return;
         }
         // A few hot blocks, some at a distance, and whole extents now and then.
+        let hot = self.hot();
         let (first, count) = match self.world.random.below(10) {
-            0 => (16 * self.world.random.below(4), 16),
-            1 | 2 => (self.world.random.below(60), 1 + self.world.random.below(4)),
+            0 => (hot + 16 * self.world.random.below(4), 16),
+            1 | 2 => (hot + self.world.random.below(60), 1 + self.world.random.below(4)),
             3 => (256 * self.world.random.below(3) + 1_024, 1),
-            _ => (self.world.random.below(64), 1),
+            _ => (hot + self.world.random.below(64), 1),
         };
         let token = GuestToken(self.next_token);
         self.next_token += 1;
@@ -224,6 +232,17 @@ impl Run {
         self.pending.insert(token, Pending { first, count, contents, began, write });
         let node = self.node.clone();
         self.world.guest(&node, self.volume, token, request);
+    }
+
+    /// The first of the blocks that are written again and again.
+    fn hot(&self) -> u64 {
+        if self.options.striped { 256 - 28 } else { 0 }
+    }
+
+    /// Every block that guests write.
+    fn probes(&self) -> impl Iterator<Item = u64> + use<> {
+        let hot = self.hot();
+        (hot..hot + 64).chain((0..3).map(|n| 256 * n + 1_024))
     }
 
     fn take_answers(&mut self) -> Result<(), String> {
@@ -306,7 +325,8 @@ impl Run {
     }
 
     fn modify(&mut self) {
-        let body = match self.world.random.below(4) {
+        let body = match self.world.random.below(if self.options.striped { 7 } else { 4 }) {
+            4..7 => json!({"stripes": 1 + self.world.random.below(3)}),
             0 => {
                 self.zone = 1 - self.zone;
                 json!({"zone": ZONES[self.zone]})
@@ -364,7 +384,7 @@ impl Run {
     }
 
     fn read_everything(&mut self) -> Result<(), String> {
-        for first in (0..64).chain((0..3).map(|n| 256 * n + 1_024)) {
+        for first in self.probes() {
             let token = GuestToken(self.next_token);
             self.next_token += 1;
             let began = self.world.now;
@@ -389,14 +409,21 @@ impl Run {
         let mut contents: Vec<(ReplicaId, Vec<Bytes>)> = Vec::new();
         for member in group.config.in_sync() {
             self.world.kill(&Process::Server(member.server.clone()), true);
-            let params = self.world.server_params(&member.server);
-            let drive =
-                params.drives.iter().find(|d| d.drive == member.drive).ok_or("no such drive")?;
-            let disk = self.world.drive(&member.server, &member.drive);
-            let mut reader = crate::reader::Reader::open(drive.geometry, disk)?;
-            let blocks = (0..64).chain((0..3).map(|n| 256 * n + 1_024));
-            let read =
-                blocks.map(|b| reader.read(member.replica, b * BLOCK)).collect::<Result<_, _>>()?;
+            let mut parts = Vec::new();
+            for id in group.replicas[&member.replica].drives() {
+                let params = self.world.server_params(&member.server);
+                let drive = params.drives.iter().find(|d| d.drive == id.drive);
+                let geometry = drive.ok_or("no such drive")?.geometry;
+                let disk = self.world.drive(&member.server, &id.drive);
+                parts.push(crate::reader::Reader::open(geometry, disk)?);
+            }
+            let mut read = Vec::new();
+            for block in self.probes() {
+                let (unit, count) = (block / 256, parts.len() as u64);
+                let part = usize::try_from(unit % count).expect("a handful");
+                let at = unit / count * 256 + block % 256;
+                read.push(parts[part].read(member.replica, at * BLOCK)?);
+            }
             contents.push((member.replica, read));
         }
         let [(first, one), (second, two)] = &contents[..] else {
@@ -510,7 +537,7 @@ fn manager_params() -> ManagerParams {
     }
 }
 
-fn server_params() -> Vec<ServerParams> {
+fn server_params(striped: bool) -> Vec<ServerParams> {
     let drive = |name: &str, media: Media| DriveParams {
         drive: name.parse().expect("a name"),
         geometry: Geometry {
@@ -526,6 +553,11 @@ fn server_params() -> Vec<ServerParams> {
         media,
         emulation: None,
     };
+    let mut drives = vec![drive("ssd", Media::Ssd), drive("hdd", Media::Hdd)];
+    if striped {
+        drives.extend(["ssd-1", "ssd-2"].map(|name| drive(name, Media::Ssd)));
+        drives.extend(["hdd-1", "hdd-2"].map(|name| drive(name, Media::Hdd)));
+    }
     (0..6u16)
         .map(|n| {
             let letter = if n < 3 { 'a' } else { 'b' };
@@ -537,7 +569,7 @@ fn server_params() -> Vec<ServerParams> {
                 boot: BootId::from_raw(0),
                 zone: zone(usize::from(n / 3)),
                 address: SocketAddr::from(([127, 0, 0, 1], 7_000 + n)),
-                drives: vec![drive("ssd", Media::Ssd), drive("hdd", Media::Hdd)],
+                drives: drives.clone(),
                 timing: bds::api::Timing::default(),
             }
         })

@@ -16,9 +16,13 @@ fn check(seed: u64, options: &Options) -> Outcome {
 
 fn faults(from: u64, count: u64) {
     let options = Options { length: Duration::from_secs(12), ..Options::default() };
+    survive(from, count, &options);
+}
+
+fn survive(from: u64, count: u64, options: &Options) {
     let (mut writes, mut kills, mut completed) = (0, 0, 0);
     for seed in from..from + count {
-        let outcome = check(seed, &options);
+        let outcome = check(seed, options);
         writes += outcome.writes;
         kills += outcome.kills;
         completed += outcome.completed;
@@ -54,4 +58,12 @@ fn faults_lose_nothing_1() {
 #[test]
 fn faults_lose_nothing_2() {
     faults(2_000, 30);
+}
+
+#[test]
+fn faults_lose_nothing_of_striped_volumes() {
+    let length = Duration::from_secs(12);
+    let modify_every = Some(Duration::from_secs(2));
+    let options = Options { length, modify_every, striped: true, ..Options::default() };
+    survive(5_000, 20, &options);
 }

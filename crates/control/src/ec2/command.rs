@@ -67,6 +67,7 @@ fn create_volume(form: &mut Form) -> Result<CommandKind, ApiError> {
         encrypted: form.flag("Encrypted")?.unwrap_or(false),
         kms_key_id: form.take("KmsKeyId"),
         snapshot_id: form.take("SnapshotId").filter(|id| !id.is_empty()),
+        stripes: None,
         tags: tag_specifications(form)?,
         client_token: form.take("ClientToken"),
     }))
@@ -137,6 +138,7 @@ fn modify_volume(form: &mut Form) -> Result<CommandKind, ApiError> {
         throughput: form.integer("Throughput")?.map(MibPerSec::new),
         multi_attach: form.flag("MultiAttachEnabled")?,
         zone: None,
+        stripes: None,
     }))
 }
 

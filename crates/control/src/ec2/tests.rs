@@ -461,6 +461,7 @@ fn commands_are_decoded_as_clients_send_them() {
         encrypted: false,
         kms_key_id: Some("k".into()),
         snapshot_id: Some("snap-1".into()),
+        stripes: None,
         tags: BTreeMap::from([("Name".into(), "a b&".into()), ("e".into(), String::new())]),
         client_token: Some("token".into()),
     };

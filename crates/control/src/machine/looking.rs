@@ -78,7 +78,7 @@ impl Manager {
             let mut fleet = replacing::fleet(&self.state, &self.live, now, timing);
             fleet.barred.insert(drive.clone());
             let groups = self.state.groups.values();
-            let here = groups.filter(|g| g.desired.iter().any(|p| p.drive == drive));
+            let here = groups.filter(|g| g.desired.iter().any(|p| p.lies_on(&drive)));
             let cases = here.filter_map(|group| {
                 let volume = self.state.volumes.get(&group.config.volume)?;
                 let (state, live) = (&self.state, &self.live);

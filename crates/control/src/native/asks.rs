@@ -18,6 +18,7 @@ pub struct CreateVolume {
     volume_type: Option<String>,
     iops: Option<u32>,
     throughput_mib: Option<u32>,
+    stripes: Option<u32>,
     #[serde(default)]
     tags: BTreeMap<String, String>,
     client_token: Option<String>,
@@ -35,6 +36,7 @@ impl CreateVolume {
             encrypted: false,
             kms_key_id: None,
             snapshot_id: None,
+            stripes: self.stripes,
             tags: self.tags,
             client_token: self.client_token,
         })
@@ -48,6 +50,7 @@ pub struct ModifyVolume {
     volume_type: Option<String>,
     iops: Option<u32>,
     throughput_mib: Option<u32>,
+    stripes: Option<u32>,
     zone: Option<String>,
     #[serde(default)]
     pub dry_run: bool,
@@ -63,6 +66,7 @@ impl ModifyVolume {
             throughput: self.throughput_mib.map(MibPerSec::new),
             multi_attach: None,
             zone: self.zone,
+            stripes: self.stripes,
         })
     }
 }

@@ -7,7 +7,7 @@ use model::{
     group::Role,
     id::{DriveId, InstanceId, NodeId, ReplicaId, Zone},
     state::{AttachmentState, VolumeState},
-    volume::{Media, VolumeType},
+    volume::{Media, Stripes, VolumeType},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -67,6 +67,7 @@ pub struct Volume {
     size_gib: u32,
     iops: u32,
     throughput_mib: u32,
+    stripes: Stripes,
     created: String,
     tags: BTreeMap<String, String>,
     attachments: Vec<Attachment>,
@@ -99,6 +100,7 @@ impl Volume {
             size_gib: parameters.size.get(),
             iops: parameters.rate.iops.get(),
             throughput_mib: parameters.rate.throughput.get(),
+            stripes: parameters.stripes,
             created: volume.created.to_string(),
             tags: volume.tags.clone(),
             attachments: view
@@ -124,6 +126,8 @@ pub struct Replica {
     replica_id: String,
     server: String,
     drive: String,
+    /// All that it is striped over, where it is, in the order of the stripes.
+    drives: Vec<String>,
     zone: Option<Zone>,
     media: Option<Media>,
     /// What slows the drive down, where it only plays its media.
@@ -149,6 +153,10 @@ fn replicas(view: &View<'_>, group: &record::Group) -> Vec<Replica> {
             state: group.replicas.get(&id).map_or("missing", |placed| state(view, placed)),
             server: drive.server.to_string(),
             drive: drive.drive.to_string(),
+            drives: match group.replicas.get(&id) {
+                Some(placed) => placed.drives().map(|d| d.drive.to_string()).collect(),
+                None => vec![drive.drive.to_string()],
+            },
         }
     };
     let members = group.config.members.iter().map(|m| {
@@ -215,6 +223,7 @@ struct Parameters {
     iops: u32,
     throughput_mib: u32,
     zone: Zone,
+    stripes: Stripes,
 }
 
 impl Parameters {
@@ -225,6 +234,7 @@ impl Parameters {
             iops: parameters.rate.iops.get(),
             throughput_mib: parameters.rate.throughput.get(),
             zone: parameters.zone.clone(),
+            stripes: parameters.stripes,
         }
     }
 }

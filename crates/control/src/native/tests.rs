@@ -109,7 +109,7 @@ fn commands_are_decoded() {
         "POST",
         "/v1/volumes",
         r#"{"zone":"local-1a","size_gib":8,"volume_type":"gp3","iops":4000,"throughput_mib":250,
-            "tags":{"a":"b"},"client_token":"t"}"#,
+            "stripes":4,"tags":{"a":"b"},"client_token":"t"}"#,
         false,
         CommandKind::CreateVolume(api::CreateVolume {
             zone: ZoneChoice::Name("local-1a".into()),
@@ -121,6 +121,7 @@ fn commands_are_decoded() {
             encrypted: false,
             kms_key_id: None,
             snapshot_id: None,
+            stripes: Some(4),
             tags: [("a".into(), "b".into())].into(),
             client_token: Some("t".into()),
         }),
@@ -128,13 +129,14 @@ fn commands_are_decoded() {
     check(
         "POST",
         &format!("/v1/volumes/{GP3}/modify"),
-        r#"{"size_gib":12,"volume_type":"st1","zone":"local-1b","dry_run":true}"#,
+        r#"{"size_gib":12,"volume_type":"st1","zone":"local-1b","stripes":2,"dry_run":true}"#,
         true,
         CommandKind::ModifyVolume(api::ModifyVolume {
             volume: Some(id),
             size: Some(Gib::new(12)),
             volume_type: Some("st1".into()),
             zone: Some("local-1b".into()),
+            stripes: Some(2),
             ..api::ModifyVolume::default()
         }),
     );

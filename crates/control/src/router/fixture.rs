@@ -25,7 +25,7 @@ use model::{
     state::{AttachmentState, ModificationState, VolumeState},
     time::{Instant, WallTime},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
-    volume::{Media, VolumeType},
+    volume::{Media, Stripes, VolumeType},
 };
 
 use crate::{
@@ -286,7 +286,13 @@ impl Fixture {
             account: id(account),
             state: VolumeState::Available,
             zone: id("local-1a"),
-            parameters: Parameters { volume_type, size: Gib::new(gib), rate, zone: id("local-1a") },
+            parameters: Parameters {
+                volume_type,
+                size: Gib::new(gib),
+                rate,
+                zone: id("local-1a"),
+                stripes: Stripes::ONE,
+            },
             multi_attach: false,
             created: minutes_ago(40),
             tags: BTreeMap::new(),
@@ -309,6 +315,7 @@ impl Fixture {
         let placed = |replica: u64, server: &str| Placed {
             replica: ReplicaId::from_raw(replica),
             drive: DriveId { server: id(server), drive: id("ssd") },
+            beside: Vec::new(),
             size: record.parameters.size,
             rate: record.parameters.rate,
             created: true,

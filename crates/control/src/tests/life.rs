@@ -32,6 +32,7 @@ fn everything(volume: VolumeId) -> CommandKind {
         throughput: Some(MibPerSec::new(250)),
         multi_attach: None,
         zone: Some("local-1b".to_owned()),
+        stripes: None,
     })
 }
 

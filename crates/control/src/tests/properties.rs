@@ -6,7 +6,7 @@ use format::record::{Record, Server, ServerDrive};
 use model::{
     id::{DriveId, Zone},
     units::Gib,
-    volume::Media,
+    volume::{Media, Stripes},
 };
 use proptest::prelude::*;
 
@@ -84,32 +84,40 @@ proptest! {
     #[test]
     fn groups_are_placed_on_servers_of_their_own_and_never_over_commit(
         servers in servers(),
-        wishes in prop::collection::vec((media(), 0..3u8, claim()), 0..40),
+        wishes in prop::collection::vec((media(), 0..3u8, claim(), 1..4u32), 0..40),
     ) {
         let mut fleet = fleet(&servers);
         let mut promised: BTreeMap<DriveId, Vec<Claim>> = BTreeMap::new();
-        for (media, in_zone, claim) in wishes {
+        for (media, in_zone, claim, stripes) in wishes {
+            let stripes = Stripes::try_from(stripes).expect("legal");
             let zone = zone(in_zone);
             let mut excluded = BTreeSet::new();
             for zone_rule in [ZoneRule::Strict, ZoneRule::WhereZoneHasNone] {
                 let nothing = BTreeSet::new();
                 let wish = Wish {
-                    media, zone: &zone, zone_rule, claim, stored: 0,
+                    media, zone: &zone, zone_rule, claim, stripes, stored: 0,
                     excluded: &excluded, preferred: &nothing,
                 };
                 let chosen = choose(&fleet, &wish);
                 prop_assert_eq!(&chosen, &choose(&fleet, &wish), "the same wish, the same drive");
-                let Ok(drive) = chosen else { break };
-                prop_assert!(!excluded.contains(&drive.server), "two replicas on {}", drive.server);
-                prop_assert!(fleet.up.contains(&drive.server));
-                let account = &fleet.ledger.drives[&drive];
-                prop_assert_eq!(account.media, media);
-                if zone_rule == ZoneRule::Strict {
-                    prop_assert_eq!(&account.zone, &zone);
+                let Ok(drives) = chosen else { break };
+                let server = &drives[0].server;
+                prop_assert!(!excluded.contains(server), "two replicas on {}", server);
+                prop_assert!(fleet.up.contains(server));
+                prop_assert_eq!(drives.len(), stripes.get() as usize);
+                prop_assert_eq!(drives.iter().collect::<BTreeSet<_>>().len(), drives.len());
+                for drive in &drives {
+                    prop_assert_eq!(&drive.server, server);
+                    let account = &fleet.ledger.drives[drive];
+                    prop_assert_eq!(account.media, media);
+                    if zone_rule == ZoneRule::Strict {
+                        prop_assert_eq!(&account.zone, &zone);
+                    }
+                    let share = claim.share(u64::from(stripes.get()));
+                    promised.entry(drive.clone()).or_default().push(share);
                 }
-                fleet.ledger.reserve(&drive, claim);
-                promised.entry(drive.clone()).or_default().push(claim);
-                excluded.insert(drive.server);
+                fleet.ledger.reserve(&drives, claim);
+                excluded.insert(server.clone());
             }
         }
         for (drive, account) in &fleet.ledger.drives {
@@ -125,19 +133,24 @@ proptest! {
 
     #[test]
     fn a_refusal_means_that_no_drive_would_do(
-        servers in servers(), media in media(), in_zone in 0..3u8, claim in claim(),
+        servers in servers(), media in media(), in_zone in 0..3u8, claim in claim(), stripes in 1..4u32,
     ) {
+        let stripes = Stripes::try_from(stripes).expect("legal");
         let fleet = fleet(&servers);
         let (zone, nothing) = (zone(in_zone), BTreeSet::new());
         let wish = Wish {
-            media, zone: &zone, zone_rule: ZoneRule::Strict, claim, stored: 0,
+            media, zone: &zone, zone_rule: ZoneRule::Strict, claim, stripes, stored: 0,
             excluded: &nothing, preferred: &nothing,
         };
         let possible = |(d, a): (&DriveId, &crate::ledger::Account)| {
             a.media == media && a.zone == zone && fleet.up.contains(&d.server)
-                && fleet.ledger.fits(d, claim)
+                && fleet.ledger.fits_share(d, claim.share(u64::from(stripes.get())))
         };
-        let any = fleet.ledger.drives.iter().any(possible);
+        let mut of_server: BTreeMap<_, u32> = BTreeMap::new();
+        for (drive, _) in fleet.ledger.drives.iter().filter(|each| possible(*each)) {
+            *of_server.entry(&drive.server).or_default() += 1;
+        }
+        let any = of_server.values().any(|&drives| drives >= stripes.get());
         prop_assert_eq!(choose(&fleet, &wish).is_ok(), any);
     }
 
@@ -147,14 +160,15 @@ proptest! {
     ) {
         let mut fleet = fleet(&[(0, true, vec![offered])]);
         let id = fleet.ledger.drives.keys().next().cloned().expect("one drive");
+        let on = std::slice::from_ref(&id);
         for claim in [first, second] {
-            if fleet.ledger.fits(&id, claim) {
-                fleet.ledger.reserve(&id, claim);
+            if fleet.ledger.fits(on, claim) {
+                fleet.ledger.reserve(on, claim);
             }
         }
-        if fleet.ledger.fits(&id, first) {
-            fleet.ledger.reserve(&id, first);
-            let now = fleet.ledger.raise(&id, first, to);
+        if fleet.ledger.fits(on, first) {
+            fleet.ledger.reserve(on, first);
+            let now = fleet.ledger.raise(on, first, to);
             prop_assert_eq!(now.and(first), now, "lower than it was");
         }
         let account = &fleet.ledger.drives[&id];

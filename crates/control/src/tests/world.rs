@@ -39,6 +39,8 @@ pub const STEP_MS: u64 = 50;
 pub struct Replica {
     pub group: Option<GroupId>,
     pub drive: String,
+    /// The other drives it is striped over.
+    pub beside: Vec<DriveName>,
     pub promised: Epoch,
     pub config: Option<GroupConfig>,
     pub writes: BTreeSet<u64>,
@@ -53,6 +55,12 @@ pub struct Replica {
     silent_since: BTreeMap<ReplicaId, u64>,
 }
 
+impl Replica {
+    fn lies_on(&self, drive: &str) -> bool {
+        self.drive == drive || self.beside.iter().any(|d| d.as_str() == drive)
+    }
+}
+
 #[derive(Debug)]
 pub struct Server {
     pub name: String,
@@ -64,6 +72,8 @@ pub struct Server {
     pub inbox: VecDeque<FromManager>,
     pub ssd: DriveReport,
     pub hdd: DriveReport,
+    /// Further drives.
+    pub more: Vec<DriveReport>,
     pub refuses: bool,
     /// What the slots of each of its drives hold; without it nothing is said of drives.
     pub drive_bytes: Option<u64>,
@@ -131,7 +141,7 @@ pub fn rate(iops: u32, mib: u32) -> Rate {
     Rate { iops: Iops::new(iops), throughput: MibPerSec::new(mib) }
 }
 
-fn drive(name: &str, media: Media, gib: u32, rate: Rate) -> DriveReport {
+pub fn drive(name: &str, media: Media, gib: u32, rate: Rate) -> DriveReport {
     DriveReport {
         drive: name.parse().expect("a drive's name"),
         media,
@@ -155,6 +165,7 @@ pub fn gp3(zone: &str, gib: u32) -> CreateVolume {
         encrypted: false,
         kms_key_id: None,
         snapshot_id: None,
+        stripes: None,
         tags: BTreeMap::new(),
         client_token: None,
     }
@@ -230,6 +241,7 @@ impl World {
                     inbox: VecDeque::new(),
                     ssd: drive("ssd", Media::Ssd, 100, rate(10_000, 1_000)),
                     hdd: drive("hdd", Media::Hdd, 200, rate(500, 300)),
+                    more: Vec::new(),
                     refuses: false,
                     drive_bytes: None,
                     waiting: 0,
@@ -368,7 +380,7 @@ impl World {
     /// The drive's replicas are served no more. `status_only`: the first word of it was lost.
     pub fn fail_drive(&mut self, name: &str, drive: &str, status_only: bool) {
         let server = self.server(name);
-        server.replicas.retain(|_, r| r.drive != drive);
+        server.replicas.retain(|_, r| !r.lies_on(drive));
         let link = server.link.expect("linked");
         let (drive, reason): (DriveName, _) = (drive.parse().expect("a name"), "EIO".to_owned());
         self.report(
@@ -603,7 +615,11 @@ impl World {
             server.beat = now;
             answers.push(ToManager::Beat { replicas: server.progress(self.fill_steps) });
             if let Some(bytes) = server.drive_bytes {
-                answers.push(ToManager::DriveStatus(server.drive_status("ssd", bytes)));
+                let more = server.more.iter().map(|d| d.drive.as_str());
+                let drives = std::iter::once("ssd").chain(more);
+                answers.extend(
+                    drives.map(|d| ToManager::DriveStatus(server.drive_status(d, bytes))),
+                );
             }
         }
         let Some(link) = server.link else { return };
@@ -871,7 +887,7 @@ impl Server {
             boot: BootId::from_raw(self.boot),
             zone: self.zone.parse().expect("a zone"),
             address: "127.0.0.1:9".parse().expect("an address"),
-            drives: vec![self.ssd.clone(), self.hdd.clone()],
+            drives: [&self.ssd, &self.hdd].into_iter().chain(&self.more).cloned().collect(),
             replicas: self.replicas.iter().map(report).collect(),
         }
     }
@@ -920,7 +936,8 @@ impl Server {
     }
 
     pub fn used(&self, drive: &str) -> u64 {
-        self.replicas.values().filter(|r| r.drive == drive).map(|r| r.bytes).sum()
+        let there = self.replicas.values().filter(|r| r.lies_on(drive));
+        there.map(|r| r.bytes / (1 + r.beside.len() as u64)).sum()
     }
 
     fn drive_status(&self, drive: &str, bytes: u64) -> DriveStatus {
@@ -948,9 +965,9 @@ impl Server {
                 let reason = "no room".to_owned();
                 Some(ToManager::ReplicaRefused { replica, reason })
             }
-            FromManager::CreateReplica { replica, group, drive, .. } => {
-                let made =
-                    Replica { group: Some(group), drive: drive.to_string(), ..Replica::default() };
+            FromManager::CreateReplica { replica, group, drive, beside, .. } => {
+                let (group, drive) = (Some(group), drive.to_string());
+                let made = Replica { group, drive, beside, ..Replica::default() };
                 self.replicas.entry(replica).or_insert(made);
                 Some(ToManager::ReplicaCreated { replica })
             }

@@ -20,13 +20,14 @@ pub enum Command {
     /// Create a volume
     #[command(after_help = "Examples:\n  \
         pliant volume create --zone local-1a --size 8 --wait\n  \
-        pliant volume create --zone local-1b --size 100 --type io2 --iops 4000 --tag Name=db")]
+        pliant volume create --zone local-1b --size 100 --type io2 --iops 4000 --tag Name=db\n  \
+        pliant volume create --zone local-1a --size 100 --stripes 4")]
     Create(Create),
     /// List volumes
     List,
     /// Show one volume with its replicas, attachments and modification
     Show { volume: VolumeId },
-    /// Change size, type, zone or rate while the volume is used; any combination at once
+    /// Change size, type, zone, rate or stripes while the volume is used; any combination at once
     #[command(after_help = "Examples:\n  \
         pliant volume modify vol-0123456789abcdef0 --size 16 --wait\n  \
         pliant volume modify vol-0123456789abcdef0 --type gp3 --zone local-1b --iops 6000 \\\n    \
@@ -58,6 +59,10 @@ pub struct Create {
     /// MiB/s, where the type takes it (gp3)
     #[arg(long, value_name = "MIB")]
     throughput: Option<u32>,
+    /// Drives of its server that each replica is striped over, 1 to 8: faster than one drive, and
+    /// lost with any of them (the other replica takes over)
+    #[arg(long, value_name = "DRIVES")]
+    stripes: Option<u32>,
     /// KEY=VALUE; may be repeated
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = parse_tag)]
     tags: Vec<(String, String)>,
@@ -108,6 +113,9 @@ struct Target {
     /// Where the data is to be
     #[arg(long)]
     zone: Option<String>,
+    /// Drives of its server that each replica is striped over, 1 to 8
+    #[arg(long, value_name = "DRIVES")]
+    stripes: Option<u32>,
 }
 
 fn parse_tag(argument: &str) -> Result<(String, String), String> {
@@ -149,6 +157,7 @@ fn made(client: &Client, create: Create) -> anyhow::Result<Value> {
     });
     add(&mut ask, "iops", create.iops);
     add(&mut ask, "throughput_mib", create.throughput);
+    add(&mut ask, "stripes", create.stripes);
     add(&mut ask, "client_token", create.client_token);
     let volume = client.post("/v1/volumes", &ask)?;
     if !create.wait {
@@ -173,6 +182,7 @@ fn modified(client: &Client, modify: &Modify) -> anyhow::Result<Value> {
     add(&mut ask, "iops", target.iops);
     add(&mut ask, "throughput_mib", target.throughput);
     add(&mut ask, "zone", target.zone.as_deref());
+    add(&mut ask, "stripes", target.stripes);
     if modify.dry_run {
         add(&mut ask, "dry_run", Some(true));
     }

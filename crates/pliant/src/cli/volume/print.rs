@@ -101,19 +101,24 @@ fn replica(replica: &Value) -> String {
     };
     let emulation = replica["emulation"].as_str();
     let emulation = emulation.map_or_else(String::new, |text| format!(", emulated ({text})"));
+    let drives: Vec<_> = elements(replica, "drives").iter().filter_map(Value::as_str).collect();
     format!(
         "  {:<9} {}/{} in {}, {}{emulation}{state}",
         text(replica, "role"),
         text(replica, "server"),
-        text(replica, "drive"),
+        drives.join("+"),
         text(replica, "zone"),
         text(replica, "media"),
     )
 }
 
 fn parameters(value: &Value) -> String {
+    let stripes = match number(value, "stripes") {
+        0 | 1 => String::new(),
+        stripes => format!(", {stripes} stripes"),
+    };
     format!(
-        "{} GiB {} in {}, {} IOPS, {} MiB/s",
+        "{} GiB {} in {}, {} IOPS, {} MiB/s{stripes}",
         text(value, "size_gib"),
         text(value, "volume_type"),
         text(value, "zone"),

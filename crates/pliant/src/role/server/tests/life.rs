@@ -258,6 +258,7 @@ impl Manager {
             group: group(),
             volume: VolumeId::from_random(7),
             drive: drive.parse().expect("a name"),
+            beside: Vec::new(),
             size: ByteCount::new(SIZE),
         });
         self.until(|m| matches!(m, ToManager::ReplicaCreated { .. }));
