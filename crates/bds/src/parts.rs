@@ -84,8 +84,7 @@ pub fn split(place: &Place, request: Request) -> Result<(Join, Asked), OpError> 
             (Answer::Done, pieces.into_iter().map(piece).collect())
         }
         Request::Install { replica, units, data } => {
-            let piece =
-                |(index, units, data)| (index, Request::Install { replica, units, data });
+            let piece = |(index, units, data)| (index, Request::Install { replica, units, data });
             (Answer::Done, installs(stripe, units, &data)?.into_iter().map(piece).collect())
         }
         Request::Read { replica, offset, length } => {
@@ -168,7 +167,8 @@ fn changes(
         return Err(OpError::BadChecksum);
     }
     let at = |byte: u64| usize::try_from(byte - offset).expect("within the payload");
-    let blocks = |byte: u64| usize::try_from((byte - offset) / BLOCK).expect("as many as checksums");
+    let blocks =
+        |byte: u64| usize::try_from((byte - offset) / BLOCK).expect("as many as checksums");
     let write = |(index, piece): (usize, Range)| {
         let crcs = crcs[blocks(piece.start)..blocks(piece.end)].to_vec();
         let data = data.slice(at(piece.start)..at(piece.end));

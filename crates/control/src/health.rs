@@ -1,6 +1,7 @@
 //! How a volume fares, from its group's configuration and what its servers report.
 
 use format::record::{Group, Placed, Volume};
+use model::id::DriveId;
 
 use crate::{api::View, live::Standing};
 
@@ -51,19 +52,23 @@ fn faults(view: &View<'_>, group: &Group) -> Vec<String> {
     concerned.filter_map(|placed| fault(view, placed)).collect()
 }
 
-/// Of the drives that a replica lies on.
-fn names(placed: &Placed) -> Vec<String> {
-    placed.drives().map(|id| id.drive.to_string()).collect()
-}
-
 fn fault(view: &View<'_>, placed: &Placed) -> Option<String> {
     let Placed { replica, drive, .. } = placed;
-    let named = || names(placed).join(", ");
     match view.standing(placed) {
         Standing::Up | Standing::Unknown => None,
         Standing::Down => Some(format!("{} is down", drive.server)),
         Standing::Missing => {
-            Some(format!("{} does not hold {replica} on {} any more", drive.server, named()))
+            let facts = view.live.servers.get(&drive.server);
+            let known = facts.into_iter().flat_map(|s| &s.registration.incomplete);
+            let held = known.into_iter().find(|known| known.replica == *replica);
+            let gone = |d: &DriveId| held.is_none_or(|held| !held.drives.contains(&d.drive));
+            let gone = placed.drives().filter(gone).map(|d| d.drive.to_string());
+            let (server, gone) = (&drive.server, gone.collect::<Vec<_>>().join(", "));
+            Some(if held.is_some() {
+                format!("{server} does not hold the part of {replica} on {gone} any more")
+            } else {
+                format!("{server} does not hold {replica} on {gone} any more")
+            })
         }
         Standing::DriveFailed => {
             let failed = &view.live.servers.get(&drive.server)?.failed_drives;

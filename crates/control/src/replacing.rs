@@ -246,7 +246,9 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
         return Some(decision);
     }
     let mut fleet = fleet(case.state, case.live, case.now, case.timing);
-    fleet.barred.extend(lost.filter(|_| unfillable).into_iter().flat_map(|r| case.placed(r).drives()));
+    fleet
+        .barred
+        .extend(lost.filter(|_| unfillable).into_iter().flat_map(|r| case.placed(r).drives()));
     if let Ok(group) = replaced(case, &fleet, lost, ZoneRule::WhereZoneIsFull, random) {
         facts.learner_pause.reset();
         facts.fills_given_up += u32::from(unfillable);

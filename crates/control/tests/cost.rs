@@ -59,14 +59,13 @@ fn placed(replica: u64, on: u64) -> Placed {
 /// Volume `n` with its primary on one server and its mirror on the next.
 fn volume(n: u64) -> [Record; 2] {
     let (volume, group) = (VolumeId::from_raw(u128::from(n)), GroupId::from_raw(n));
-    let parameters =
-        Parameters {
-            volume_type: VolumeType::Gp3,
-            size: Gib::new(8),
-            rate: rate(),
-            zone: zone(),
-            stripes: Stripes::ONE,
-        };
+    let parameters = Parameters {
+        volume_type: VolumeType::Gp3,
+        size: Gib::new(8),
+        rate: rate(),
+        zone: zone(),
+        stripes: Stripes::ONE,
+    };
     let desired = vec![placed(2 * n, n % SERVERS), placed(2 * n + 1, (n + 1) % SERVERS)];
     let member = |at: usize, role| Member {
         replica: desired[at].replica,
@@ -188,6 +187,7 @@ impl Fleet {
             address: address(),
             drives: vec![drive],
             replicas: (1..=self.volumes).filter(here).map(report).collect(),
+            incomplete: Vec::new(),
         }
     }
 

@@ -163,6 +163,17 @@ pub struct RegisterServer {
     pub address: SocketAddr,
     pub drives: Vec<DriveReport>,
     pub replicas: Vec<ReplicaReport>,
+    /// Striped replicas of which not all parts are there; they are not among `replicas`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incomplete: Vec<IncompleteReplica>,
+}
+
+/// What a server holds of a striped replica that it cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncompleteReplica {
+    pub replica: ReplicaId,
+    /// The drives that have their part.
+    pub drives: Vec<DriveName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,8 +9,8 @@ use model::{
     epoch::AttachGeneration,
     group::GroupConfig,
     id::{
-        AccountId, BootId, DriveId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId,
-        Zone,
+        AccountId, BootId, DriveId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId,
+        VolumeId, Zone,
     },
     state::{AttachmentState, ModificationState, VolumeState},
     time::WallTime,

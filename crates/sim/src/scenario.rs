@@ -119,7 +119,8 @@ pub fn run(seed: u64, options: &Options) -> Result<Outcome, Box<Violation>> {
 
 impl Run {
     fn new(seed: u64, options: &Options) -> Self {
-        let mut world = World::new(seed, manager_params(), server_params(options.striped), node_params());
+        let mut world =
+            World::new(seed, manager_params(), server_params(options.striped), node_params());
         world.trace = options.keep_trace.then(Vec::new);
         Self {
             world,

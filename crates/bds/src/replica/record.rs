@@ -2,7 +2,10 @@
 //! of the old role is under way in the engine.
 
 use engine::api::{META_BYTES_MAX, OpError, Outcome, Request};
-use format::{ctl::ToManager, replica::{PART_BYTES_MAX, ReplicaRecord}};
+use format::{
+    ctl::ToManager,
+    replica::{PART_BYTES_MAX, ReplicaRecord},
+};
 use model::units::ByteCount;
 
 use crate::{

@@ -274,7 +274,8 @@ impl Server {
     /// Lets the replicas of drives that became full, or have room again, know.
     fn tell_room(&mut self, now: Instant, out: &mut Vec<Action>) {
         for drive in std::mem::take(&mut self.room_changed) {
-            let there = self.replicas.values().filter(|r| r.place.lies_on(&drive) && r.minds_room());
+            let there =
+                self.replicas.values().filter(|r| r.place.lies_on(&drive) && r.minds_room());
             let there: Vec<ReplicaId> = there.map(|r| r.id).collect();
             for id in there {
                 self.turn(now, id, out, Replica::room_changed);

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt};
 
 use engine::api::Request;
 use format::{
-    ctl::ToManager,
+    ctl::{IncompleteReplica, ToManager},
     replica::{Part, PartRecord, ReplicaRecord, StoredRecord},
 };
 use model::{
@@ -57,6 +57,10 @@ impl Incomplete {
             usize::try_from(index).is_ok_and(|at| drives.get(at) == Some(&kept.drive))
         };
         self.of.get() as usize == drives.len() && self.parts.iter().all(there)
+    }
+
+    pub fn report(&self, replica: ReplicaId) -> IncompleteReplica {
+        IncompleteReplica { replica, drives: self.drives() }
     }
 
     fn drives(&self) -> Vec<DriveName> {

@@ -199,6 +199,7 @@ impl Server {
             address: params.address,
             drives: self.drives.values().map(Drive::report).collect(),
             replicas,
+            incomplete: self.incomplete.iter().map(|(&id, known)| known.report(id)).collect(),
         };
         out.push(Action::SendManager { message: ToManager::RegisterServer(register) });
         self.beats.tell_all();
@@ -310,11 +311,7 @@ impl Server {
 }
 
 /// What a replica occupies on all its drives.
-fn allocated(
-    drives: &BTreeMap<DriveName, Drive>,
-    replica: ReplicaId,
-    place: &Place,
-) -> ByteCount {
+fn allocated(drives: &BTreeMap<DriveName, Drive>, replica: ReplicaId, place: &Place) -> ByteCount {
     let each = place.drives().iter().filter_map(|name| drives.get(name));
     ByteCount::new(each.map(|drive| drive.allocated(replica).get()).sum())
 }

@@ -166,5 +166,5 @@ fn drives_that_run_full_survive_anything() {
 
 #[test]
 fn striped_replicas_and_others_in_one_group_survive_anything() {
-    run_all(3_000..3_024, run_striped);
+    run_all(3_000..3_016, run_striped);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use format::{ctl::IncompleteReplica, record::Record};
 use model::units::{Gib, Iops, MibPerSec};
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use super::*;
 use crate::{
     api::{self, ZoneChoice},
     router::{Received, fixture::*},
+    state::Write,
 };
 
 fn get(fixture: &Fixture, account: &str, path: &str) -> (u16, Value) {
@@ -275,6 +277,29 @@ fn a_replica_that_its_server_does_not_hold_is_missing_and_does_not_count() {
     let states: Vec<_> = (0..2).map(|n| volume["replicas"][n]["state"].clone()).collect();
     assert_eq!(states, [json!("missing"), json!("missing")]);
     assert_eq!(volume["faults"].as_array().map(Vec::len), Some(2), "{volume}");
+}
+
+#[test]
+fn parts_of_a_striped_replica_whose_sibling_is_gone_are_shown_as_such() {
+    let mut fixture = Fixture::new();
+    let volume = fixture.state.volumes.values().find(|v| v.volume.to_string() == GP3);
+    let group = volume.expect("it is there").group;
+    let mut group = fixture.state.groups[&group].clone();
+    let replica = group.desired[0].replica;
+    for placed in group.desired.iter_mut().chain(group.replicas.get_mut(&replica)) {
+        placed.beside = ["ssd-1", "ssd-2"].map(|name| name.parse().expect("a name")).to_vec();
+    }
+    let server = group.desired[0].drive.server.clone();
+    fixture.state.apply(&Write::Put(Record::Group(group)));
+    let facts = fixture.live.servers.get_mut(&server).expect("up");
+    facts.replicas.clear();
+    let drives = ["ssd", "ssd-2"].map(|name| name.parse().expect("a name")).to_vec();
+    facts.registration.incomplete = vec![IncompleteReplica { replica, drives }];
+    let (_, shown) = get(&fixture, ONE, &format!("/v1/volumes/{GP3}"));
+    assert_eq!(shown["replicas"][0]["drives"], json!(["ssd", "ssd-1", "ssd-2"]));
+    assert_eq!(shown["replicas"][0]["state"], json!("missing"));
+    let fault = format!("{server} does not hold the part of {replica} on ssd-1 any more");
+    assert_eq!(shown["faults"], json!([fault]));
 }
 
 #[test]

@@ -226,6 +226,7 @@ impl Fixture {
             address: record.address,
             drives: Vec::new(),
             replicas: Vec::new(),
+            incomplete: Vec::new(),
         };
         let facts = ServerLive {
             link: Some(LinkId(1)),

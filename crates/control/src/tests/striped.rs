@@ -22,8 +22,7 @@ fn world(servers_per_zone: u32) -> World {
     let mut world = World::unstarted(servers_per_zone);
     for server in &mut world.servers {
         let more = ["ssd-1", "ssd-2"];
-        server.more =
-            more.map(|name| drive(name, Media::Ssd, 100, rate(10_000, 1_000))).to_vec();
+        server.more = more.map(|name| drive(name, Media::Ssd, 100, rate(10_000, 1_000))).to_vec();
     }
     world.run(4_000);
     world
@@ -72,11 +71,8 @@ fn every_drive_of_a_stripe_is_charged_its_part_and_no_other() {
     for (id, account) in &ledger.drives {
         let promised = account.promised;
         let charged = (promised.bytes, promised.iops, promised.mib_per_sec);
-        let expected = if desired.iter().any(|p| p.lies_on(id)) {
-            (5 * GIB, 1_500, 63)
-        } else {
-            (0, 0, 0)
-        };
+        let expected =
+            if desired.iter().any(|p| p.lies_on(id)) { (5 * GIB, 1_500, 63) } else { (0, 0, 0) };
         assert_eq!(charged, expected, "{id}");
     }
 }

@@ -617,9 +617,8 @@ impl World {
             if let Some(bytes) = server.drive_bytes {
                 let more = server.more.iter().map(|d| d.drive.as_str());
                 let drives = std::iter::once("ssd").chain(more);
-                answers.extend(
-                    drives.map(|d| ToManager::DriveStatus(server.drive_status(d, bytes))),
-                );
+                answers
+                    .extend(drives.map(|d| ToManager::DriveStatus(server.drive_status(d, bytes))));
             }
         }
         let Some(link) = server.link else { return };
@@ -889,6 +888,7 @@ impl Server {
             address: "127.0.0.1:9".parse().expect("an address"),
             drives: [&self.ssd, &self.hdd].into_iter().chain(&self.more).cloned().collect(),
             replicas: self.replicas.iter().map(report).collect(),
+            incomplete: Vec::new(),
         }
     }
 

@@ -13,7 +13,7 @@ use format::{
     },
     frame::{self, Frame},
     nbd, record,
-    replica::ReplicaRecord,
+    replica::StoredRecord,
 };
 
 use super::valid;
@@ -158,8 +158,12 @@ fn batch(bytes: &[u8]) -> Result<bool, String> {
 }
 
 fn replica_record(bytes: &[u8]) -> Result<bool, String> {
-    let Ok(found) = ReplicaRecord::decode(bytes) else { return Ok(false) };
-    same(&found, &ReplicaRecord::decode(&found.encode()).map_err(|e| e.to_string())?)
+    let Ok(found) = StoredRecord::decode(bytes) else { return Ok(false) };
+    let encoded = match &found {
+        StoredRecord::Whole(record) => record.encode(),
+        StoredRecord::Part(part) => part.encode(),
+    };
+    same(&found, &StoredRecord::decode(&encoded).map_err(|e| e.to_string())?)
 }
 
 fn metadata_record(bytes: &[u8]) -> Result<bool, String> {

@@ -12,14 +12,15 @@ use format::{
         page::{Owner, PageHeader, PageKind, ReplicaRow, encode_page, encode_row},
     },
     record,
-    replica::ReplicaRecord,
+    replica::{Part, PartRecord, ReplicaRecord},
 };
 use model::{
     epoch::{AttachGeneration, Epoch, ModSeq},
     group::{GroupConfig, Member, Role},
     id::{GroupId, InstanceId, ReplicaId, VolumeId},
+    limits::STRIPES_MAX,
     units::{ByteCount, Rate},
-    volume::Media,
+    volume::{Media, Stripes},
 };
 use sim::random::Random;
 
@@ -165,14 +166,21 @@ fn config(random: &mut Random) -> GroupConfig {
 
 pub fn replica_record(random: &mut Random) -> Vec<u8> {
     let config = config(random);
-    let found = ReplicaRecord {
+    let record = ReplicaRecord {
         group: config.group,
         volume: config.volume,
         promised: config.epoch,
         adopted: random.chance(70).then_some(config),
         stale: random.chance(50),
     };
-    found.encode().to_vec()
+    if random.chance(50) {
+        return record.encode().to_vec();
+    }
+    let count = 2 + u32::try_from(random.below(u64::from(STRIPES_MAX) - 1)).expect("a handful");
+    let of = Stripes::try_from(count).expect("within the limit");
+    let index = u32::try_from(random.below(u64::from(count))).expect("a handful");
+    let part = Part { index, of, size: ByteCount::new(1 << 30), serial: small(random) };
+    PartRecord { part, record }.encode().to_vec()
 }
 
 pub fn record(random: &mut Random) -> Vec<u8> {
