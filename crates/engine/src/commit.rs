@@ -24,6 +24,8 @@ use crate::{
     table::{BlockRun, inside},
 };
 
+/// Slots of a removed replica that are given back at once, about.
+const SLOTS_PER_STEP: usize = 1024;
 /// Longest record without metadata blob or placement.
 const SMALL_RECORD_LEN: usize = 40;
 
@@ -127,6 +129,15 @@ impl Drive {
         if self.space.release(self.journal.durable_lsn(), has_write) {
             self.feed_starved();
         }
+    }
+
+    /// A part of the slots of a removed replica, few enough that nobody waits for long.
+    pub fn free_removed(&mut self) {
+        let early = is_on(Sabotage::SlotReusedEarly);
+        let durable = if early { u64::MAX } else { self.journal.durable_lsn() };
+        let Some((lsn, slots)) = self.table.take_removed(durable, SLOTS_PER_STEP) else { return };
+        slots.into_iter().for_each(|slot| self.vacate(lsn, slot));
+        self.release_slots();
     }
 
     /// After the last batch, a seal tells recovery that it was durable: without it, a batch that

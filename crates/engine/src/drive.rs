@@ -66,6 +66,8 @@ pub struct Drive {
     /// The last batch says nothing yet about its own durability.
     pub seal_at: Option<Instant>,
     failure: Option<String>,
+    /// Of the last event.
+    now: Instant,
 }
 
 /// Drive actions that are under way.
@@ -181,10 +183,12 @@ impl Drive {
             writeback: Writeback::default(),
             seal_at: None,
             failure: None,
+            now: Instant::ZERO,
         }
     }
 
     pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        self.now = now;
         match event {
             Event::Requested { token, request } => {
                 assert!(self.accepted.insert(token), "{token:?} is in use");
@@ -235,6 +239,7 @@ impl Drive {
         if self.failure.is_some() {
             return;
         }
+        self.free_removed();
         // Pages that every batch changes can be taken only between two batches.
         self.write_back(out);
         self.issue_batch(out);
@@ -269,7 +274,8 @@ impl Drive {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.seal_at
+        let goes_on = self.table.has_removed(self.journal.durable_lsn());
+        if goes_on { Some(self.now) } else { self.seal_at }
     }
 
     pub fn usage(&self) -> Usage {

@@ -13,7 +13,7 @@ mod extents;
 mod pages;
 mod recovery;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use format::disk::{
@@ -56,6 +56,9 @@ pub struct Table {
     /// Map pages (descriptor pages in version 1) from this one on are not on the drive.
     written: u32,
     replicas: BTreeMap<ReplicaId, Replica>,
+    /// What replicas had that were removed by the records with these LSNs: slots that were not
+    /// given back.
+    removed: VecDeque<(u64, ExtentMap)>,
     /// Which replica a page of the replica table belongs to.
     rows: Vec<Option<ReplicaId>>,
     slots_used: u64,
@@ -130,6 +133,7 @@ impl Table {
             dirty: BTreeMap::new(),
             written: 0,
             replicas: BTreeMap::new(),
+            removed: VecDeque::new(),
             rows: vec![None; fits(layout.replica_pages)],
             slots_used: 0,
             fingerprint: 0,
@@ -404,19 +408,42 @@ impl Table {
         self.touch(index, lsn);
     }
 
-    /// Returns the slots that are free now.
+    /// Returns slots that are free now. Of a drive with maps, whose slots are free without a change
+    /// to their pages, they come from [`Self::take_removed`], because they may be millions.
     pub fn remove_replica(&mut self, lsn: u64, replica: ReplicaId) -> Vec<u32> {
-        let Some(gone) = self.replicas.remove(&replica) else { return Vec::new() };
+        let Some(mut gone) = self.replicas.remove(&replica) else { return Vec::new() };
         self.rows[at(gone.index)] = None;
         self.replicas_memory -= gone.memory();
         self.extents_max -= gone.size.div_ceil(self.layout.slot_bytes());
         self.touch(gone.index, lsn);
-        let slots: Vec<u32> = gone.extents.iter().map(|(_, slot)| slot).collect();
-        if !self.has_maps() {
-            slots.iter().for_each(|&slot| self.put_free(lsn, slot));
-        }
         self.slots_used -= gone.extents.len();
+        if self.has_maps() {
+            self.replicas_memory += gone.extents.memory();
+            self.removed.push_back((lsn, gone.extents));
+            return Vec::new();
+        }
+        let slots = gone.extents.take(usize::MAX);
+        slots.iter().for_each(|&slot| self.put_free(lsn, slot));
         slots
+    }
+
+    /// At least `count` slots, or all, of a replica that was removed by a record up to `lsn`, and
+    /// the LSN of that.
+    pub fn take_removed(&mut self, lsn: u64, count: usize) -> Option<(u64, Vec<u32>)> {
+        let (removed_by, extents) = self.removed.front_mut().filter(|(by, _)| *by <= lsn)?;
+        let removed_by = *removed_by;
+        self.replicas_memory -= extents.memory();
+        let slots = extents.take(count);
+        self.replicas_memory += extents.memory();
+        if extents.len() == 0 {
+            self.removed.pop_front();
+        }
+        Some((removed_by, slots))
+    }
+
+    /// Whether there is something for [`Self::take_removed`].
+    pub fn has_removed(&self, lsn: u64) -> bool {
+        self.removed.front().is_some_and(|&(by, _)| by <= lsn)
     }
 
     /// Bytes of the drive that the replica occupies.

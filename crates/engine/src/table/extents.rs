@@ -90,6 +90,18 @@ impl ExtentMap {
         used.next_back().map(|(index, _)| key * CHUNK_EXTENTS + index)
     }
 
+    /// Takes at least `count` extents out, if there are as many, and returns their slots.
+    pub fn take(&mut self, count: usize) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while slots.len() < count
+            && let Some((_, chunk)) = self.chunks.pop_first()
+        {
+            self.len -= u64::from(chunk.used);
+            slots.extend(chunk.slots.into_iter().filter(|&slot| slot != NONE));
+        }
+        slots
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.range(0, u32::MAX)
     }
@@ -136,6 +148,14 @@ mod tests {
             }
             prop_assert_eq!(map.last(), plain.keys().next_back().copied());
             prop_assert_eq!(map.memory() > 0, map.len() > 0);
+            let mut taken = Vec::new();
+            while map.len() > 0 {
+                let before = map.len();
+                taken.extend(map.take(70));
+                prop_assert!(before - map.len() >= before.min(70));
+            }
+            prop_assert_eq!(taken, plain.values().copied().collect::<Vec<_>>());
+            prop_assert_eq!(map.memory(), 0);
         }
     }
 }

@@ -131,3 +131,50 @@ fn a_row_is_not_written_before_the_records_that_changed_it_are_durable() {
     let mut again = super::cases::reopened(&bench, Media::Ssd);
     assert!(read(&mut again, 0, 4096) == content(1, 1), "{removal:?}");
 }
+
+#[test]
+fn slots_of_a_removed_replica_come_back_in_parts_between_requests() {
+    let mut bench = Bench::open(geometry(Media::Ssd, 320 << 20), Image::default());
+    let create = |raw: u64| Request::CreateReplica {
+        replica: ReplicaId::from_raw(raw),
+        size: ByteCount::new(1 << 30),
+        meta: "".into(),
+    };
+    assert_eq!(bench.ask(create(replica().raw())), Ok(Outcome::Done));
+    assert_eq!(bench.ask(create(7)), Ok(Outcome::Done));
+    let slots = bench.engine.usage().slots_total;
+    assert!(slots > 4000, "{slots}");
+    for at in (0..slots).step_by(16) {
+        let count = usize::try_from(16.min(slots - at)).expect("small");
+        write(&mut bench, 1, at << 16, content(at, 16 * count));
+    }
+    // Its content waits in the journal, and so does somebody for its slots.
+    write(&mut bench, 2, 0, content(2, 1));
+    let to = |extent: u64, tag| {
+        let data = content(tag, 16);
+        let change = Change::Write { crcs: crcs(&data), data };
+        let replica = ReplicaId::from_raw(7);
+        Request::Change { replica, mod_seq: seq(tag), offset: extent << 16, change }
+    };
+    let waiting = bench.request(to(0, 3));
+    bench.run();
+    assert_eq!(bench.outcome(waiting), None, "no slot is free");
+    assert_eq!(bench.ask(Request::RemoveReplica { replica: replica() }), Ok(Outcome::Done));
+    assert_eq!(bench.outcome(waiting), Some(Ok(Outcome::Done)), "the first of them are enough");
+    let mut steps = 0;
+    while bench.engine.deadline() == Some(bench.now) {
+        let begun = bench.engine.usage();
+        bench.event(Event::TimeReached);
+        bench.run();
+        assert!(bench.engine.usage().memory_bytes <= begun.memory_bytes);
+        steps += 1;
+    }
+    assert!((2..8).contains(&steps), "{steps} steps for {slots} slots");
+    // All of them can be used again.
+    for extent in 1..slots {
+        let op = bench.request(to(extent, 3 + extent));
+        bench.run();
+        assert_eq!(bench.outcome(op), Some(Ok(Outcome::Done)), "extent {extent} of {slots}");
+    }
+    assert_eq!(bench.engine.usage().slots_used, slots);
+}
