@@ -35,12 +35,14 @@ pub struct Args {
     #[arg(long, default_value_t = 64)]
     journal_mib: u64,
     /// What carries out its I/O
-    #[arg(long, default_value = "portable")]
+    #[arg(long, default_value = "auto")]
     driver: DriverKind,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum DriverKind {
+    Auto,
+    #[value(name = "io_uring")]
     IoUring,
     Portable,
 }
@@ -66,6 +68,7 @@ fn open(path: &Path, geometry: Geometry, driver: DriverKind) -> anyhow::Result<T
     let _ = std::fs::remove_file(path);
     prewrite(path, bytes)?;
     let kind = match driver {
+        DriverKind::Auto => drive::DriverKind::Auto,
         DriverKind::IoUring => drive::DriverKind::IoUring,
         DriverKind::Portable => drive::DriverKind::Portable,
     };

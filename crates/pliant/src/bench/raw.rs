@@ -4,6 +4,7 @@
 
 use std::{
     fs::File,
+    io::ErrorKind,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::PathBuf,
     time::{Duration, Instant},
@@ -73,7 +74,7 @@ impl Raw {
             for index in 0..job.depth {
                 self.push(job.kind, index)?;
             }
-            self.ring.submit_and_wait(job.depth)?;
+            self.wait_for(job.depth)?;
             self.reap(job.kind)?;
             self.file.sync_data()?;
             latencies.extend(std::iter::repeat_n(round.elapsed(), job.depth));
@@ -95,7 +96,7 @@ impl Raw {
             if under_way == 0 {
                 break;
             }
-            self.ring.submit_and_wait(1)?;
+            self.wait_for(1)?;
             for index in self.reap(job.kind)? {
                 latencies.push(self.begun[index].elapsed());
                 under_way -= 1;
@@ -133,6 +134,16 @@ impl Raw {
         // part of the memory until the transfer has been reaped.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.context("the ring has room for every depth")
+    }
+
+    /// Hands over what was pushed and waits until so many have ended.
+    fn wait_for(&mut self, count: usize) -> anyhow::Result<()> {
+        loop {
+            match self.ring.submit_and_wait(count) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                done => return done.map(drop).context("waiting for transfers"),
+            }
+        }
     }
 
     /// Numbers of the transfers that have ended.

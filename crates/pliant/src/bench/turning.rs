@@ -1,20 +1,26 @@
 //! An engine on a driver, turned by one thread: a server's loop without sockets.
 
 use std::{
+    io::ErrorKind,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use engine::{
     Engine,
     api::{Action, Device, Event, Geometry, OpError, OpToken, OpenReplica, Outcome, Request},
 };
 
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
+
 use crate::{
     clock::{Clock, random},
     drive::{self, Completion, Driver, Sink},
 };
+
+/// How long a drive may take at most.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What passes a request on, or answers it.
 pub type Gate = fn(drive::Request) -> Result<drive::Request, Completion>;
@@ -26,6 +32,8 @@ pub struct Turning {
     clock: Clock,
     sender: Sender<Vec<Completion>>,
     inbox: Receiver<Vec<Completion>>,
+    poll: Poll,
+    ready: Events,
     actions: Vec<Action>,
     /// What the drive has to answer.
     awaited: usize,
@@ -44,13 +52,29 @@ impl Turning {
         // Nobody listens any more once the engine is dropped.
         let sink = Sink::new(move |completions| drop(deliver.send(completions)));
         let driver = driver(sink)?;
+        let poll = Poll::new().context("no epoll here")?;
+        if let Some(descriptor) = driver.descriptor() {
+            let (source, readable) = (&mut SourceFd(&descriptor), Interest::READABLE);
+            poll.registry().register(source, Token(0), readable).context("cannot watch it")?;
+        }
         let clock = Clock::start();
         let mut actions = Vec::new();
         let seed = u64::try_from(random()? >> 64).expect("half of the bits remain");
         let engine = Engine::open(geometry, seed, clock.now(), &mut actions)?;
         let completed = Vec::new();
-        let mut this =
-            Self { engine, driver, gate, clock, sender, inbox, actions, awaited: 0, completed };
+        let mut this = Self {
+            engine,
+            driver,
+            gate,
+            clock,
+            sender,
+            inbox,
+            poll,
+            ready: Events::with_capacity(1),
+            actions,
+            awaited: 0,
+            completed,
+        };
         loop {
             if let Some(replicas) = this.carry_out()? {
                 return Ok((this, replicas));
@@ -98,7 +122,38 @@ impl Turning {
     fn wait(&mut self) -> anyhow::Result<()> {
         let now = self.clock.now();
         let left = self.engine.deadline().map(|at| at.since(now));
-        match self.inbox.recv_timeout(left.unwrap_or(Duration::from_secs(60))) {
+        if self.driver.descriptor().is_some() {
+            self.poll(left)?;
+        } else {
+            self.receive(left)?;
+        }
+        let now = self.clock.now();
+        if self.engine.deadline().is_some_and(|at| at <= now) {
+            self.engine.handle(now, Event::TimeReached, &mut self.actions);
+        }
+        Ok(())
+    }
+
+    /// As a server's loop does it.
+    fn poll(&mut self, left: Option<Duration>) -> anyhow::Result<()> {
+        let mut completions = self.driver.reap();
+        completions.extend(self.inbox.try_iter().flatten());
+        if completions.is_empty() && self.driver.is_quiet() {
+            match self.poll.poll(&mut self.ready, Some(left.unwrap_or(PATIENCE))) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                polled => {
+                    polled.context("waiting for the drive")?;
+                    ensure!(left.is_some() || !self.ready.is_empty(), "the drive hangs");
+                }
+            }
+            completions = self.driver.reap();
+        }
+        self.feed(completions);
+        Ok(())
+    }
+
+    fn receive(&mut self, left: Option<Duration>) -> anyhow::Result<()> {
+        match self.inbox.recv_timeout(left.unwrap_or(PATIENCE)) {
             Ok(completions) => self.feed(completions),
             Err(RecvTimeoutError::Timeout) if left.is_none() => bail!("the drive hangs"),
             Err(RecvTimeoutError::Timeout) => {}
@@ -106,10 +161,6 @@ impl Turning {
         }
         while let Ok(completions) = self.inbox.try_recv() {
             self.feed(completions);
-        }
-        let now = self.clock.now();
-        if self.engine.deadline().is_some_and(|at| at <= now) {
-            self.engine.handle(now, Event::TimeReached, &mut self.actions);
         }
         Ok(())
     }

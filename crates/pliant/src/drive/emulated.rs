@@ -1,4 +1,4 @@
-//! A declared emulation of a hard disk on top of another driver.
+//! A declared emulation of a hard disk on top of the portable driver.
 //!
 //! One actuator serves one I/O at a time in elevator order; each takes at least what
 //! [`Profile`] says. The bytes are really written by the driver below, and a flush costs what it
@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Completion, Driver, OpenError, Request, Sink, elevator::Elevator};
+use super::{
+    Completion, DriveOptions, Driver, OpenError, Request, Sink, elevator::Elevator,
+    file::DriveFile, portable::Portable,
+};
 
 pub use super::elevator::Profile;
 
@@ -31,7 +34,7 @@ pub struct Emulated {
 
 #[derive(Debug)]
 struct Shared {
-    drive: Box<dyn Driver>,
+    drive: Portable,
     sink: Sink,
     desk: Arc<Desk>,
 }
@@ -52,19 +55,17 @@ struct State {
 }
 
 impl Emulated {
-    /// `open` opens the driver below, which must answer to the sink it is given.
-    pub fn open(
-        profile: Profile,
-        sink: Sink,
-        open: impl FnOnce(Sink) -> Result<Box<dyn Driver>, OpenError>,
-    ) -> Result<Self, OpenError> {
+    /// Below is the portable driver: any other would not make an emulation faster.
+    pub fn open(profile: Profile, options: &DriveOptions, sink: Sink) -> Result<Self, OpenError> {
         let state = State { elevator: Elevator::new(profile), completion: None, closed: false };
         let desk = Arc::new(Desk { state: Mutex::new(state), changed: Condvar::new() });
         let below = {
             let (desk, sink) = (Arc::clone(&desk), sink.clone());
             Sink::new(move |completions| desk.take_completions(completions, &sink))
         };
-        let shared = Arc::new(Shared { drive: open(below)?, sink, desk });
+        let file = Arc::new(DriveFile::open(options)?);
+        let drive = Portable::start(file, options, below)?;
+        let shared = Arc::new(Shared { drive, sink, desk });
         let thread = {
             let shared = Arc::clone(&shared);
             thread::Builder::new().name("actuator".to_owned()).spawn(move || shared.serve())
@@ -75,7 +76,7 @@ impl Emulated {
 }
 
 impl Driver for Emulated {
-    fn submit(&self, batch: Vec<Request>) {
+    fn submit(&mut self, batch: Vec<Request>) {
         let now = Instant::now();
         let mut flushes = Vec::new();
         let mut state = self.shared.desk.lock();

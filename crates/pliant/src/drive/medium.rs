@@ -69,6 +69,12 @@ impl Stability {
     pub(super) fn needs_sync(&self) -> bool {
         self.needs_sync
     }
+
+    /// Whether a write with RWF_DSYNC is durable by itself. Of file systems, some leave that to
+    /// somebody who ignores it (FUSE); the kernel's block devices do what it says.
+    pub(super) fn honours_dsync(&self) -> bool {
+        self.is_device
+    }
 }
 
 impl fmt::Display for Stability {

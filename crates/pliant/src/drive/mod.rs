@@ -3,9 +3,11 @@
 //! Decides: how a request becomes system calls, and which of them share one `fdatasync`.
 //! Does not: order, retry or cache; know what the bytes mean.
 //! Invariants:
-//! - Every request is answered exactly once, also when the driver is dropped.
-//! - A durable write, and a flush, are answered after an `fdatasync` that began when the write,
-//!   and everything answered before, was already with the kernel.
+//! - Every request is carried out and answered exactly once; those of a driver that is dropped too,
+//!   if somebody is left to hear the answer.
+//! - A flush, and a write that makes everything durable, are answered after an `fdatasync` that
+//!   began when everything answered before was already with the kernel. A write that makes itself
+//!   durable is answered after one that began when it was, or is itself a durable one.
 //! - Where completed writes are stable without an `fdatasync` (`medium`), none is made.
 //! - After a failed `fdatasync` no write is ever called durable again: the kernel may have
 //!   forgotten what it could not write.
@@ -24,7 +26,7 @@ mod uring;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, io, os::fd::RawFd, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use engine::api::{DriveError, Durability, IoToken, Urgency};
@@ -120,13 +122,30 @@ impl fmt::Debug for Sink {
     }
 }
 
-/// One drive. Dropping it answers what is still under way first.
-pub trait Driver: fmt::Debug + Send + Sync {
+/// One drive. Dropping it carries out what is still under way first.
+pub trait Driver: fmt::Debug {
     /// Takes the requests; never waits for the drive.
-    fn submit(&self, batch: Vec<Request>);
+    fn submit(&mut self, batch: Vec<Request>);
 
     /// What carries out the requests, for the log.
     fn description(&self) -> String;
+
+    /// Of a driver without threads of its own: what becomes readable (an edge, nobody reads it) when
+    /// something ends after `is_quiet`. Such a driver has no use for its sink, and stays in the
+    /// thread that opened it.
+    fn descriptor(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// There is nothing to `reap`: its thread may sleep until the descriptor says that there is.
+    fn is_quiet(&mut self) -> bool {
+        true
+    }
+
+    /// What has ended; never waits.
+    fn reap(&mut self) -> Vec<Completion> {
+        Vec::new()
+    }
 }
 
 /// Why a drive cannot be used.
@@ -157,9 +176,10 @@ pub enum OpenError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverKind {
-    /// The one that was faster when it was measured last: the portable one.
+    /// io_uring, or the portable one where that is refused.
     #[default]
     Auto,
+    /// Nothing else will do.
     IoUring,
     Portable,
 }
@@ -176,21 +196,24 @@ pub struct DriveOptions {
     pub flush: Flush,
 }
 
-/// Opens the drive with the driver that the options name.
+/// Opens the drive with the driver that the options name. One without threads belongs to the calling
+/// thread.
 pub fn open(options: &DriveOptions, sink: Sink) -> Result<Box<dyn Driver>, OpenError> {
     let file = Arc::new(DriveFile::open(options)?);
-    match options.kind {
-        DriverKind::Auto | DriverKind::Portable => {
-            Ok(Box::new(Portable::start(file, options, sink)?))
-        }
-        DriverKind::IoUring => match Uring::start(file, options.bytes, sink) {
-            Ok(driver) => Ok(Box::new(driver)),
-            Err(source) => {
-                let (path, remedy) = (options.path.clone(), uring::remedy(&source));
-                Err(OpenError::Refused { path, remedy, source })
-            }
-        },
+    if options.kind == DriverKind::Portable {
+        return Ok(Box::new(Portable::start(file, options, sink)?));
     }
+    let source = match Uring::start(Arc::clone(&file), options.bytes) {
+        Ok(driver) => return Ok(Box::new(driver)),
+        Err(source) => source,
+    };
+    let (path, remedy) = (options.path.clone(), uring::remedy(&source));
+    if options.kind == DriverKind::IoUring {
+        return Err(OpenError::Refused { path, remedy, source });
+    }
+    tracing::warn!(path = %path.display(), %source, "io_uring is refused, so the drive has the portable \
+        driver, which costs more CPU; {remedy}");
+    Ok(Box::new(Portable::start(file, options, sink)?))
 }
 
 fn drive_error(error: &io::Error) -> DriveError {

@@ -97,8 +97,8 @@ fn hands(count: usize, direct: bool) -> Vec<Hands> {
     (0..count).map(make).collect()
 }
 
-impl Driver for Portable {
-    fn submit(&self, batch: Vec<Request>) {
+impl Portable {
+    pub(super) fn submit(&self, batch: Vec<Request>) {
         batch.iter().for_each(|request| request.check(self.bytes));
         let mut queue = self.shared.lock_queue();
         batch.into_iter().for_each(|request| queue.push(request));
@@ -109,11 +109,21 @@ impl Driver for Portable {
         }
     }
 
-    fn description(&self) -> String {
+    pub(super) fn description(&self) -> String {
         let cache = if self.shared.file.is_direct() { "O_DIRECT" } else { "buffered" };
         let batched = if self.shared.batched { ", batched" } else { "" };
         let stability = self.shared.file.stability();
         format!("portable, {} threads, {cache}{batched}; {stability}", self.threads.len())
+    }
+}
+
+impl Driver for Portable {
+    fn submit(&mut self, batch: Vec<Request>) {
+        Self::submit(self, batch);
+    }
+
+    fn description(&self) -> String {
+        self.description()
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     net::{SocketAddr, TcpListener},
-    os::unix::net::UnixStream,
+    os::{fd::RawFd, unix::net::UnixStream},
     path::Path,
 };
 
@@ -14,7 +14,7 @@ use format::{
     data::{DataMessage, Hello},
     frame::Frame,
 };
-use mio::{Events, Poll, Token};
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use model::{id::ServerId, time::Instant};
 
 use crate::clock::Clock;
@@ -106,6 +106,13 @@ impl<P> Reactor<P> {
     pub fn watch_signals(&mut self) -> io::Result<()> {
         self.signal = Some(StopSignal::new(self.poll.registry(), SIGNAL)?);
         Ok(())
+    }
+
+    /// A turn ends when the descriptor becomes readable; what that means is its owner's matter.
+    pub fn watch(&mut self, descriptor: RawFd) -> io::Result<()> {
+        let id = self.take_socket();
+        let source = &mut SourceFd(&descriptor);
+        self.poll.registry().register(source, token(id), Interest::READABLE)
     }
 
     /// Accepts data connections. The caller binds, so that it knows early whether it may, and its

@@ -10,6 +10,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{SocketAddr, TcpListener},
     path::Path,
 };
@@ -104,7 +105,9 @@ impl Shell {
                 tracing::info!(drive = %drive.name, path = %path.display(), driver =
                     %journal.description(), "its journal opened");
             }
-            let (data, journal) = (Lane::new(driver), journal.map(Lane::new));
+            let mut watched = |driver| Lane::watched(driver, &mut reactor);
+            let data = watched(driver).context("cannot watch a drive")?;
+            let journal = journal.map(watched).transpose().context("cannot watch a journal")?;
             drives.insert(drive.name.clone(), Drive { data, journal });
         }
         let random = || clock::random().context("cannot read random bits");
@@ -130,7 +133,10 @@ impl Shell {
     }
 
     fn turn(&mut self) -> anyhow::Result<()> {
-        self.reactor.turn(self.server.deadline(), &mut self.events)?;
+        let is_quiet = |drive: &mut Drive| drive.lanes().all(|lane| lane.driver.is_quiet());
+        let quiet = self.drives.values_mut().all(is_quiet);
+        let deadline = if quiet { self.server.deadline() } else { Some(self.reactor.now()) };
+        self.reactor.turn(deadline, &mut self.events)?;
         let now = self.reactor.now();
         for event in self.events.drain(..) {
             let server = &mut self.server;
@@ -148,6 +154,11 @@ impl Shell {
                     }
                 }
             }
+        }
+        for (name, drive) in &mut self.drives {
+            let completions = drive.lanes().flat_map(|lane| lane.driver.reap()).collect();
+            let letter = DriveLetter { drive: name.clone(), completions };
+            feed_completions(letter, |event| self.server.handle(now, event, &mut self.actions));
         }
         if self.server.deadline().is_some_and(|deadline| deadline <= now) {
             self.server.handle(now, Event::TimeReached, &mut self.actions);
@@ -214,8 +225,12 @@ impl Drive {
 }
 
 impl Lane {
-    fn new(driver: Box<dyn Driver>) -> Self {
-        Self { driver, batch: Vec::new() }
+    /// The reactor wakes for a driver that has no threads.
+    fn watched(driver: Box<dyn Driver>, reactor: &mut Reactor<DriveLetter>) -> io::Result<Self> {
+        if let Some(descriptor) = driver.descriptor() {
+            reactor.watch(descriptor)?;
+        }
+        Ok(Self { driver, batch: Vec::new() })
     }
 
     fn submit(&mut self) {

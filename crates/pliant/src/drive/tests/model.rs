@@ -26,7 +26,7 @@ fn ranges(state: &mut u64) -> Vec<(u64, u64)> {
 
 #[test]
 fn ten_thousand_random_requests_agree_with_a_model() {
-    for kind in KINDS {
+    for kind in kinds() {
         let folder = Folder::new();
         let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
         let mut model = vec![0u8; usize::try_from(BLOCKS).expect("small")];

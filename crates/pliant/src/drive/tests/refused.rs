@@ -39,7 +39,7 @@ fn a_refused_io_uring_is_told_with_its_remedy_and_the_default_does_without() {
         options.kind = DriverKind::Auto;
         let (sender, answers) = mpsc::channel();
         let sink = Sink::new(move |completions| drop(sender.send(completions)));
-        let driver = super::super::open(&options, sink).expect("the other driver");
+        let mut driver = super::super::open(&options, sink).expect("the other driver");
         assert!(driver.description().starts_with("portable"), "{}", driver.description());
         driver.submit(vec![read(1, 0, 4096)]);
         answers.recv_timeout(PATIENCE).expect("it serves");

@@ -9,13 +9,20 @@ use std::{collections::VecDeque, io, mem, os::fd::RawFd, vec};
 use bytes::{Buf, Bytes};
 use engine::api::{DriveError, Durability, IoToken, Urgency};
 
-use super::ring::{Pool, Ring, Tag, Wake};
-use crate::drive::{Completion, Request, buffer::AlignedBuffer, drive_error, file::DriveFile};
+use super::ring::{Pool, Ring, Stable, Tag};
+use crate::drive::{
+    Completion, Request,
+    buffer::{ALIGN, AlignedBuffer},
+    drive_error,
+    file::DriveFile,
+};
 
 /// Shares of the ring. A disk's own queue holds 32 and more; writes are bounded by their buffers.
 const READS_MAX: usize = 64;
 const WRITES_MAX: usize = 16;
 const BACKGROUND_MAX: usize = 8;
+/// What is shorter is copied into a registered buffer.
+const IN_PLACE_MIN: usize = 64 << 10;
 
 pub(super) struct Line {
     ring: Ring,
@@ -30,9 +37,8 @@ pub(super) struct Line {
     unsynced: Vec<Completion>,
     syncing: Option<Sync>,
     sync_failed: Option<DriveError>,
-    /// Writes under way that are to be durable.
+    /// Writes under way that an `fdatasync` is to make durable.
     durable_writes: usize,
-    watching: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,16 +56,29 @@ enum Transfer {
 #[derive(Debug)]
 struct Write {
     token: IoToken,
-    /// Of what is in the buffer.
+    /// Of what the place holds.
     offset: u64,
-    buffer: usize,
-    /// Of the buffer's bytes.
+    place: Place,
+    /// Of the place's bytes.
     done: usize,
     segment: Bytes,
     segments: vec::IntoIter<Bytes>,
     left: usize,
     durability: Durability,
+    /// Each of its transfers ends only when its bytes are stable.
+    by_itself: bool,
     urgency: Urgency,
+}
+
+/// Where the bytes lie that are being written.
+#[derive(Debug)]
+enum Place {
+    Buffer(usize),
+    /// Where they came: aligned and one behind the other.
+    Here {
+        segments: Vec<Bytes>,
+        length: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -72,9 +91,9 @@ struct Sync {
 }
 
 impl Line {
-    pub(super) fn new(file: &DriveFile, wake: RawFd) -> io::Result<Self> {
+    pub(super) fn new(file: &DriveFile) -> io::Result<Self> {
         let mut pool = Pool::new();
-        let ring = Ring::new(file.descriptor(), wake, pool.buffers())?;
+        let ring = Ring::new(file.descriptor(), pool.buffers())?;
         let places = READS_MAX + WRITES_MAX + BACKGROUND_MAX;
         Ok(Self {
             ring,
@@ -88,8 +107,15 @@ impl Line {
             syncing: None,
             sync_failed: None,
             durable_writes: 0,
-            watching: false,
         })
+    }
+
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.ring.descriptor()
+    }
+
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.ring.is_quiet()
     }
 
     pub(super) fn is_registered(&self) -> bool {
@@ -131,18 +157,18 @@ impl Line {
         }
         // What somebody waits for has the first pick of the buffers.
         while self.writes.under_way < WRITES_MAX
-            && let Some(buffer) = self.buffer_for(&Urgency::Request)
+            && let Some(place) = self.place_for(&Urgency::Request)
             && let Some(request) = self.writes.waiting.pop_front()
         {
             self.writes.under_way += 1;
-            self.start_write(request, buffer, file);
+            self.start_write(request, place, file);
         }
         while self.background.under_way < BACKGROUND_MAX
-            && let Some(buffer) = self.buffer_for(&Urgency::Background)
+            && let Some(place) = self.place_for(&Urgency::Background)
             && let Some(request) = self.background.waiting.pop_front()
         {
             self.background.under_way += 1;
-            self.start_write(request, buffer, file);
+            self.start_write(request, place, file);
         }
         self.start_sync(file, done);
     }
@@ -154,10 +180,16 @@ impl Line {
         }
     }
 
-    /// A buffer for the write that is first in its class.
-    fn buffer_for(&mut self, urgency: &Urgency) -> Option<usize> {
-        let (_, bytes) = self.class(urgency).waiting.front()?.extent()?;
-        self.pool.take(usize::try_from(bytes).expect("it is in memory"))
+    /// For the write that is first in its class: where it is, or a buffer.
+    fn place_for(&mut self, urgency: &Urgency) -> Option<Place> {
+        let Request::Write { data, .. } = self.class(urgency).waiting.front_mut()? else {
+            unreachable!("a class of writes")
+        };
+        let length = data.iter().map(Bytes::len).sum();
+        if length >= IN_PLACE_MIN && is_one_run(data) {
+            return Some(Place::Here { segments: mem::take(data), length });
+        }
+        self.pool.take(length).map(Place::Buffer)
     }
 
     fn start_read(&mut self, request: Request) {
@@ -184,7 +216,7 @@ impl Line {
         self.transfers[index] = Some(Transfer::Read { token, offset, length, buffer });
     }
 
-    fn start_write(&mut self, request: Request, buffer: usize, file: &DriveFile) {
+    fn start_write(&mut self, request: Request, place: Place, file: &DriveFile) {
         let Request::Write { token, offset, data, durability, urgency } = request else {
             unreachable!("a write")
         };
@@ -192,17 +224,20 @@ impl Line {
         let mut write = Write {
             token,
             offset,
-            buffer,
+            place,
             done: 0,
             segment: Bytes::new(),
             segments: data.into_iter(),
             left,
             durability,
+            by_itself: durability == Durability::These
+                && file.needs_sync()
+                && file.stability().honours_dsync(),
             urgency,
         };
-        write.fill(&mut self.pool.buffers()[buffer]);
+        write.fill(&mut self.pool);
         // A write that is alone takes its `fdatasync` along: one wake-up less.
-        let alone = durability != Durability::Later
+        let alone = write.is_for_sync()
             && file.needs_sync()
             && write.left == 0
             && self.syncing.is_none()
@@ -210,7 +245,7 @@ impl Line {
             && self.sync_failed.is_none()
             && self.durable_writes == 0
             && self.writes.waiting.is_empty();
-        self.durable_writes += usize::from(durability != Durability::Later);
+        self.durable_writes += usize::from(write.is_for_sync());
         let index = self.free.pop().expect("a place for each that may be under way");
         if alone {
             self.syncing = Some(Sync { members: Vec::new(), linked: true, after: Some(index) });
@@ -219,14 +254,23 @@ impl Line {
     }
 
     fn write_on(&mut self, index: usize, write: Write, then_sync: bool) {
-        let bytes = &self.pool.buffers()[write.buffer].filled()[write.done..];
+        let stable = match (write.by_itself, then_sync) {
+            (true, _) => Stable::ByItself,
+            (false, true) => Stable::ByLinkedSync,
+            (false, false) => Stable::Later,
+        };
+        let (start, length, number) = match &write.place {
+            Place::Buffer(number) => {
+                let filled = self.pool.buffers()[*number].filled();
+                (filled.as_ptr(), filled.len(), Some(*number))
+            }
+            Place::Here { segments, length } => (segments[0].as_ptr(), *length, None),
+        };
+        let start = start.wrapping_add(write.done);
         let at = write.offset + u64::try_from(write.done).expect("a length");
-        // SAFETY: the buffer is the write's alone until its end, and the pool keeps it in place.
-        // The bytes are detached from the pool's borrow: the ring only notes where they lie.
-        unsafe {
-            let bytes = std::slice::from_raw_parts(bytes.as_ptr(), bytes.len());
-            self.ring.write(index, at, bytes, write.buffer, then_sync);
-        }
+        // SAFETY: a buffer is the write's alone until its end, and the pool keeps it in place;
+        // segments lie one behind the other, never change, and are kept by the write.
+        unsafe { self.ring.write(index, at, (start, length - write.done), number, stable) };
         self.transfers[index] = Some(Transfer::Write(write));
     }
 
@@ -243,25 +287,16 @@ impl Line {
         }
     }
 
-    /// One entry into the kernel. Waits for something to end, if told so.
-    pub(super) fn turn(
-        &mut self,
-        wait: bool,
-        file: &DriveFile,
-        wake: &Wake,
-        done: &mut Vec<Completion>,
-    ) {
-        if !mem::replace(&mut self.watching, true) {
-            self.ring.watch_wake();
-        }
-        for (tag, result) in self.ring.enter(wait) {
+    pub(super) fn enter(&mut self, wait: bool) {
+        self.ring.enter(wait);
+    }
+
+    /// Takes what has ended.
+    pub(super) fn reap(&mut self, file: &DriveFile, done: &mut Vec<Completion>) {
+        for (tag, result) in self.ring.ended() {
             match tag {
                 Tag::Transfer(index) => self.ended(index, result, file, done),
                 Tag::Sync => self.synced(result, done),
-                Tag::Wake => {
-                    wake.clear();
-                    self.watching = false;
-                }
             }
         }
     }
@@ -318,7 +353,10 @@ impl Line {
     ) {
         let sync = self.syncing.as_mut().filter(|sync| sync.after == Some(index));
         let has_sync = sync.is_some_and(|sync| sync.after.take().is_some());
-        let filled = self.pool.buffers()[write.buffer].filled().len();
+        let filled = match &write.place {
+            Place::Buffer(number) => self.pool.buffers()[*number].filled().len(),
+            Place::Here { length, .. } => *length,
+        };
         let result = match moved(result, filled - write.done, file) {
             Ok(count) => {
                 write.done += count;
@@ -327,7 +365,7 @@ impl Line {
                 }
                 if write.left > 0 {
                     write.offset += u64::try_from(filled).expect("a length");
-                    write.fill(&mut self.pool.buffers()[write.buffer]);
+                    write.fill(&mut self.pool);
                     return self.write_on(index, write, false);
                 }
                 Ok(())
@@ -335,11 +373,16 @@ impl Line {
             Err(error) => Err(drive_error(&error)),
         };
         self.free.push(index);
-        self.pool.give_back(write.buffer);
+        if let Place::Buffer(number) = write.place {
+            self.pool.give_back(number);
+        }
         self.class(&write.urgency).under_way -= 1;
-        let durable = write.durability != Durability::Later;
-        self.durable_writes -= usize::from(durable);
-        let waits = durable && result.is_ok();
+        self.durable_writes -= usize::from(write.is_for_sync());
+        if let (true, Err(error)) = (write.by_itself, &result) {
+            self.sync_failed.get_or_insert_with(|| error.clone());
+        }
+        let stable = write.by_itself && self.sync_failed.is_none();
+        let waits = write.durability != Durability::Later && !stable && result.is_ok();
         let completion = Completion::Written { token: write.token, result };
         match &mut self.syncing {
             _ if !waits => done.push(completion),
@@ -378,8 +421,15 @@ impl Line {
 }
 
 impl Write {
-    /// Puts what comes next into the buffer.
-    fn fill(&mut self, buffer: &mut AlignedBuffer) {
+    /// It is durable only after an `fdatasync`.
+    fn is_for_sync(&self) -> bool {
+        self.durability != Durability::Later && !self.by_itself
+    }
+
+    /// Puts what comes next into the buffer, if it has one.
+    fn fill(&mut self, pool: &mut Pool) {
+        let Place::Buffer(number) = self.place else { return };
+        let buffer = &mut pool.buffers()[number];
         buffer.truncate(0);
         self.done = 0;
         loop {
@@ -395,6 +445,13 @@ impl Write {
             }
         }
     }
+}
+
+/// Whether the segments are one run of memory that the kernel takes as it is.
+fn is_one_run(data: &[Bytes]) -> bool {
+    let aligned = data.first().is_some_and(|first| first.as_ptr().addr().is_multiple_of(ALIGN));
+    let follows = |pair: &[Bytes]| pair[0].as_ptr().wrapping_add(pair[0].len()) == pair[1].as_ptr();
+    aligned && data.windows(2).all(follows)
 }
 
 /// How many bytes a transfer has brought us on; none if it is to be asked for again as it was.
@@ -422,8 +479,6 @@ impl Drop for Line {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-
     use super::*;
     use crate::drive::{DriveOptions, DriverKind, Flush};
 
@@ -439,8 +494,7 @@ mod tests {
             flush: Flush::Auto,
         };
         let file = DriveFile::open(&options).expect("a file");
-        let wake = Wake::new().expect("a descriptor");
-        let mut line = Line::new(&file, wake.as_raw_fd()).expect("a ring");
+        let mut line = Line::new(&file).expect("a ring");
         let error = DriveError::Io("injected".to_owned());
         line.syncing = Some(Sync { members: Vec::new(), linked: false, after: None });
         let mut done = Vec::new();
@@ -453,7 +507,8 @@ mod tests {
         line.take(vec![Request::Flush { token: IoToken(2) }], &mut done);
         while done.len() < 2 {
             line.start(&file, &mut done);
-            line.turn(true, &file, &wake, &mut done);
+            line.enter(true);
+            line.reap(&file, &mut done);
         }
         let flushed = Completion::Flushed { token: IoToken(2), result: Err(error.clone()) };
         let written = Completion::Written { token: IoToken(1), result: Err(error) };

@@ -1,20 +1,20 @@
-//! The kernel's side: the ring, its registered buffers, and the descriptor that wakes it.
+//! The kernel's side: the ring and its registered buffers.
 //!
 //! The file is not registered: the kernel would hold it, and the drive's lock with it, for a second
 //! and more after its process was killed, and refuse the drive to the next one.
 #![allow(unsafe_code)]
 
 use std::{
-    fs::File,
     io,
-    os::fd::{AsRawFd, FromRawFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    sync::atomic::{Ordering, fence},
 };
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use crate::drive::buffer::AlignedBuffer;
 
-/// Room for every transfer, a sync and a wake-up.
+/// Room for every transfer and a sync.
 const ENTRIES: u32 = 128;
 
 /// Buffers for writes: content comes in memory that is seldom aligned, so it is copied into one of
@@ -27,61 +27,36 @@ const LARGE: (usize, usize) = (4, 1 << 20);
 pub(super) enum Tag {
     Transfer(usize),
     Sync,
-    Wake,
 }
 
-const SYNC: u64 = u64::MAX - 1;
-const WAKE: u64 = u64::MAX;
+const SYNC: u64 = u64::MAX;
 
 impl Tag {
     fn encode(self) -> u64 {
         match self {
             Self::Transfer(index) => u64::try_from(index).expect("a small index"),
             Self::Sync => SYNC,
-            Self::Wake => WAKE,
         }
     }
 
     fn decode(data: u64) -> Self {
         match data {
             SYNC => Self::Sync,
-            WAKE => Self::Wake,
             index => Self::Transfer(usize::try_from(index).expect("we made it")),
         }
     }
 }
 
-/// Makes a thread that waits for the ring look at its inbox.
-#[derive(Debug)]
-pub(super) struct Wake(File);
-
-impl Wake {
-    pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; a descriptor that is returned is ours alone.
-        unsafe {
-            let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if descriptor < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(Self(File::from_raw_fd(descriptor)))
-        }
-    }
-
-    pub(super) fn wake(&self) {
-        // It fails only when the count is at its limit, and then the thread is being woken.
-        drop(io::Write::write(&mut &self.0, &1u64.to_ne_bytes()));
-    }
-
-    pub(super) fn clear(&self) {
-        // It fails only when nothing is to be cleared.
-        drop(io::Read::read(&mut &self.0, &mut [0; 8]));
-    }
-}
-
-impl AsRawFd for Wake {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
+/// How a write becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stable {
+    /// Not before something else makes it so.
+    Later,
+    /// The write ends when it is, and says nothing of others (RWF_DSYNC: a write that forces unit
+    /// access where the device has that, else a flush).
+    ByItself,
+    /// An `fdatasync` follows, if the write ends well.
+    ByLinkedSync,
 }
 
 /// Memory is handed to the kernel by address: whoever asks for a transfer keeps the memory in
@@ -89,15 +64,16 @@ impl AsRawFd for Wake {
 pub(super) struct Ring {
     ring: IoUring,
     file: types::Fd,
-    wake: types::Fd,
+    /// The kernel counts it up when something has ended, while it is told to.
+    bell: OwnedFd,
     /// Buffers for writes are registered by their number.
     registered: bool,
 }
 
 impl Ring {
-    pub(super) fn new(file: RawFd, wake: RawFd, buffers: &mut [AlignedBuffer]) -> io::Result<Self> {
+    pub(super) fn new(file: RawFd, buffers: &mut [AlignedBuffer]) -> io::Result<Self> {
         let mut builder = IoUring::builder();
-        builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
         let ring = match builder.build(ENTRIES) {
             // A kernel before 6.1 does not know these flags.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
@@ -110,7 +86,6 @@ impl Ring {
             opcode::Write::CODE,
             opcode::WriteFixed::CODE,
             opcode::Fsync::CODE,
-            opcode::PollAdd::CODE,
         ];
         if !wanted.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
@@ -124,7 +99,27 @@ impl Ring {
             .collect();
         // SAFETY: the line keeps the buffers, in place, longer than the ring.
         let registered = unsafe { ring.submitter().register_buffers(&vectors) }.is_ok();
-        Ok(Self { ring, file: types::Fd(file), wake: types::Fd(wake), registered })
+        // A few system calls are cheaper by it; an older kernel does not know it.
+        let mut ring = ring;
+        let _ = ring.submitter().register_ring_fd();
+        let bell = bell()?;
+        ring.submitter().register_eventfd(bell.as_raw_fd())?;
+        ring.completion().disable_eventfd();
+        Ok(Self { ring, file: types::Fd(file), bell, registered })
+    }
+
+    /// Becomes readable when something ends after [`Self::is_quiet`] said that nothing has.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+
+    /// Nothing has ended that was not taken; whatever ends from now on rings.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // What ends now either finds the bell enabled or is seen here.
+        fence(Ordering::SeqCst);
+        let (_, queue, completions) = self.ring.split();
+        completions.is_empty() && !queue.taskrun() && !queue.cq_overflow()
     }
 
     pub(super) fn is_registered(&self) -> bool {
@@ -140,27 +135,30 @@ impl Ring {
     }
 
     /// # Safety
-    /// `bytes` lie in the registered buffer with this number and do not change until the end was
-    /// reaped.
+    /// The bytes, which lie in the registered buffer with this number, if any, do not change until
+    /// the end was reaped.
     pub(super) unsafe fn write(
         &mut self,
         index: usize,
         offset: u64,
-        bytes: &[u8],
-        buffer: usize,
-        then_sync: bool,
+        (start, length): (*const u8, usize),
+        buffer: Option<usize>,
+        stable: Stable,
     ) {
-        let length = u32::try_from(bytes.len()).expect("at most a buffer");
-        let start = bytes.as_ptr();
-        let entry = if self.registered {
-            let number = u16::try_from(buffer).expect("few buffers");
-            opcode::WriteFixed::new(self.file, start, length, number).offset(offset).build()
+        let length = u32::try_from(length).expect("a write's length has 32 bits");
+        let file = self.file;
+        let flags = if stable == Stable::ByItself { libc::RWF_DSYNC } else { 0 };
+        let entry = if let Some(number) = buffer.filter(|_| self.registered) {
+            let number = u16::try_from(number).expect("few buffers");
+            let write = opcode::WriteFixed::new(file, start, length, number);
+            write.offset(offset).rw_flags(flags).build()
         } else {
-            opcode::Write::new(self.file, start, length).offset(offset).build()
+            opcode::Write::new(file, start, length).offset(offset).rw_flags(flags).build()
         };
-        let flags = if then_sync { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
+        let linked = stable == Stable::ByLinkedSync;
+        let flags = if linked { squeue::Flags::IO_LINK } else { squeue::Flags::empty() };
         self.push(entry.flags(flags), Tag::Transfer(index));
-        if then_sync {
+        if linked {
             self.sync();
         }
     }
@@ -168,11 +166,6 @@ impl Ring {
     pub(super) fn sync(&mut self) {
         let entry = opcode::Fsync::new(self.file).flags(types::FsyncFlags::DATASYNC).build();
         self.push(entry, Tag::Sync);
-    }
-
-    pub(super) fn watch_wake(&mut self) {
-        let events = u32::try_from(libc::POLLIN).expect("a small flag");
-        self.push(opcode::PollAdd::new(self.wake, events).build(), Tag::Wake);
     }
 
     fn push(&mut self, entry: squeue::Entry, tag: Tag) {
@@ -183,9 +176,14 @@ impl Ring {
         assert!(pushed.is_ok(), "the ring has room for all that may be under way");
     }
 
-    /// Hands everything to the kernel and, if told so, waits until something has ended.
-    pub(super) fn enter(&mut self, wait: bool) -> Vec<(Tag, io::Result<usize>)> {
-        match self.ring.submit_and_wait(usize::from(wait)) {
+    /// Hands everything to the kernel; waits, if told so, until something has ended. No system
+    /// call if there is nothing to do.
+    pub(super) fn enter(&mut self, wait: bool) {
+        let (submitter, queue, _) = self.ring.split();
+        if !wait && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return;
+        }
+        match submitter.submit_and_wait(usize::from(wait)) {
             Ok(_) => {}
             Err(error) => {
                 let code = error.raw_os_error();
@@ -193,12 +191,29 @@ impl Ring {
                 assert!(again, "the kernel refuses its own ring: {error}");
             }
         }
+    }
+
+    /// What has ended.
+    pub(super) fn ended(&mut self) -> Vec<(Tag, io::Result<usize>)> {
+        self.ring.completion().disable_eventfd();
+        self.enter(false);
         let ended = self.ring.completion().map(|entry| {
             let result = usize::try_from(entry.result())
                 .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
             (Tag::decode(entry.user_data()), result)
         });
         ended.collect()
+    }
+}
+
+fn bell() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a descriptor that is returned is ours alone.
+    unsafe {
+        let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(descriptor))
     }
 }
 

@@ -183,6 +183,9 @@ impl DriveConfig {
         if self.capacity() > ByteCount::new(self.bytes()) {
             bail!("'capacity_gib' exceeds 'size_gib'");
         }
+        if self.emulation.is_some() && self.driver == DriverKind::IoUring {
+            bail!("'driver' is \"io_uring\", but an emulated drive stands on the portable one");
+        }
         self.emulation.as_ref().map_or(Ok(()), EmulationConfig::check)
     }
 
@@ -278,10 +281,7 @@ impl DriveConfig {
         let options = self.options(&self.path, self.bytes());
         Ok(match &self.emulation {
             None => drive::open(&options, sink)?,
-            Some(emulation) => {
-                let below = |sink| drive::open(&options, sink);
-                Box::new(Emulated::open(emulation.profile(), sink, below)?)
-            }
+            Some(emulation) => Box::new(Emulated::open(emulation.profile(), &options, sink)?),
         })
     }
 }
