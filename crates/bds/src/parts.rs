@@ -38,6 +38,11 @@ enum Answer {
     Newer {
         range: Range,
     },
+    /// As `Bitmap`, of blocks.
+    Changed {
+        range: Range,
+    },
+    Layers,
     End,
 }
 
@@ -70,7 +75,11 @@ pub fn split(place: &Place, request: Request) -> Result<(Join, Asked), OpError> 
             };
             (Answer::Done, parts.map(part).collect())
         }
-        Request::RemoveReplica { .. } | Request::Withdraw { .. } => {
+        // A part takes a freeze in its place among the changes, so all parts are cut alike.
+        Request::RemoveReplica { .. }
+        | Request::Withdraw { .. }
+        | Request::Freeze { .. }
+        | Request::Release { .. } => {
             (Answer::Done, parts.map(|index| (index, request.clone())).collect())
         }
         Request::HighestAllocated { .. } => {
@@ -95,6 +104,32 @@ pub fn split(place: &Place, request: Request) -> Result<(Join, Asked), OpError> 
                 (index, Request::Read { replica, offset, length })
             };
             (Answer::Read, stripe.pieces(range).map(piece).collect())
+        }
+        Request::ReadLayer { replica, layer, offset, length } => {
+            let range = range(offset, u64::from(length))?;
+            let piece = |(index, piece): (usize, Range)| {
+                let (_, offset) = stripe.to_part(piece.start);
+                let length = u32::try_from(piece.length()).expect("of a length that is u32");
+                (index, Request::ReadLayer { replica, layer, offset, length })
+            };
+            (Answer::Read, stripe.pieces(range).map(piece).collect())
+        }
+        Request::Layers { .. } => {
+            (Answer::Layers, parts.map(|index| (index, request.clone())).collect())
+        }
+        Request::AllocatedIn { replica, layer, offset, length } => {
+            let range = range(offset, length)?;
+            let ask = |offset, length| Request::AllocatedIn { replica, layer, offset, length };
+            let runs = runs(stripe, parts, range);
+            let asked = runs.map(|(i, r)| (i, ask(r.start, r.length()))).collect();
+            (Answer::Bitmap { range, cell: BLOCK }, asked)
+        }
+        Request::ChangedBetween { replica, from, to, offset, length } => {
+            let range = range(offset, length)?;
+            let ask =
+                |offset, length| Request::ChangedBetween { replica, from, to, offset, length };
+            let runs = runs(stripe, parts, range);
+            (Answer::Changed { range }, runs.map(|(i, r)| (i, ask(r.start, r.length()))).collect())
         }
         Request::Describe { replica, offset, length } => {
             let runs = runs(stripe, parts, range(offset, length)?);
@@ -256,7 +291,11 @@ fn weight(error: &OpError) -> (u8, u64) {
     match error {
         OpError::DriveFailed => (0, 0),
         OpError::UnknownReplica => (1, 0),
-        OpError::Full | OpError::Memory { .. } => (2, 0),
+        OpError::Full
+        | OpError::Memory { .. }
+        | OpError::Layers { .. }
+        | OpError::NoLayers
+        | OpError::UnknownLayer => (2, 0),
         OpError::OutOfRange | OpError::BadChecksum => (3, 0),
         OpError::Withdrawn => (4, 0),
         OpError::BadBlock { offset } => (5, *offset),
@@ -278,6 +317,19 @@ fn joined(stripe: Stripe, answer: Answer, outcomes: Vec<(usize, Outcome)>) -> Ou
         }
         Answer::Newer { range } => {
             Outcome::ChangedSince { bitmap: bitmap(stripe, (range, UNIT_BYTES), outcomes) }
+        }
+        Answer::Changed { range } => {
+            Outcome::ChangedBetween { bitmap: bitmap(stripe, (range, BLOCK), outcomes) }
+        }
+        Answer::Layers => {
+            // One that not all parts have is of a freeze or a release that is not done.
+            let mut all = outcomes.into_iter().map(|(_, outcome)| match outcome {
+                Outcome::Layers { layers } => layers,
+                other => unexpected(&other),
+            });
+            let mut layers = all.next().unwrap_or_default();
+            all.for_each(|some| layers.retain(|layer| some.contains(layer)));
+            Outcome::Layers { layers }
         }
         Answer::End => {
             let end = |(part, outcome)| match outcome {
@@ -328,7 +380,9 @@ fn bitmap(stripe: Stripe, (range, cell): (Range, u64), outcomes: Vec<(usize, Out
     let of_parts: Vec<(usize, Bytes)> = outcomes
         .into_iter()
         .map(|(part, outcome)| match outcome {
-            Outcome::Allocated { bitmap } | Outcome::ChangedSince { bitmap } => (part, bitmap),
+            Outcome::Allocated { bitmap }
+            | Outcome::ChangedSince { bitmap }
+            | Outcome::ChangedBetween { bitmap } => (part, bitmap),
             other => unexpected(&other),
         })
         .collect();

@@ -8,7 +8,12 @@ use format::{
     data::{Change, UnitMeta},
     disk::JournalPlace,
 };
-use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount, volume::Media};
+use model::{
+    epoch::ModSeq,
+    id::{LayerId, ReplicaId},
+    units::ByteCount,
+    volume::Media,
+};
 
 /// Names a drive action; its completion carries it back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,6 +93,31 @@ pub enum Request {
     /// the valid blocks of all units in order). A unit with no valid block is emptied. Completes
     /// when durable.
     Install { replica: ReplicaId, units: Vec<UnitMeta>, data: Bytes },
+    /// What the replica holds becomes a frozen layer: all changes that were asked for before, and
+    /// none that were asked for after, belong to it. Costs the same whatever the replica holds, and
+    /// copies nothing, then or later. Completes when durable. Idempotent, until the layer is
+    /// released: who asks again after a restart does no harm.
+    Freeze { replica: ReplicaId, layer: LayerId },
+    /// Nobody wants to look at the layer any more: it merges into the next newer one in the
+    /// background (`Usage` says how far that is), which gives back what it takes. Completes when
+    /// durable, before it has merged. Idempotent.
+    Release { replica: ReplicaId, layer: LayerId },
+    /// The layers that are frozen and were not released, the oldest first.
+    Layers { replica: ReplicaId },
+    /// As `Read`, of what the replica held when the layer was frozen.
+    ReadLayer { replica: ReplicaId, layer: LayerId, offset: u64, length: u32 },
+    /// As `Allocated`, of what the replica held when the layer was frozen.
+    AllocatedIn { replica: ReplicaId, layer: LayerId, offset: u64, length: u64 },
+    /// Which blocks of the range were written or cleared after `from` was frozen (`None`: ever) and
+    /// before `to` was (`None`: until now), one bit each, bit 0 of byte 0 first. A block that held
+    /// nothing and was cleared does not count.
+    ChangedBetween {
+        replica: ReplicaId,
+        from: Option<LayerId>,
+        to: Option<LayerId>,
+        offset: u64,
+        length: u64,
+    },
     /// No change of the replica that was asked for before waits for space: one that finds none, now
     /// or later, completes with [`OpError::Withdrawn`]. Completes at once itself.
     Withdraw { replica: ReplicaId },
@@ -107,6 +137,12 @@ impl Request {
             | Self::HighestAllocated { replica }
             | Self::ChangedSince { replica, .. }
             | Self::Install { replica, .. }
+            | Self::Freeze { replica, .. }
+            | Self::Release { replica, .. }
+            | Self::Layers { replica }
+            | Self::ReadLayer { replica, .. }
+            | Self::AllocatedIn { replica, .. }
+            | Self::ChangedBetween { replica, .. }
             | Self::Withdraw { replica } => *replica,
         }
     }
@@ -204,6 +240,8 @@ pub enum Outcome {
     Allocated { bitmap: Bytes },
     HighestAllocated { end: u64 },
     ChangedSince { bitmap: Bytes },
+    Layers { layers: Vec<LayerId> },
+    ChangedBetween { bitmap: Bytes },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -225,6 +263,19 @@ pub enum OpError {
     /// It waited for space, and was withdrawn. None, or the beginning, of it took effect, durably.
     #[error("withdrawn while it waited for space")]
     Withdrawn,
+    #[error(
+        "the replica has {max} frozen layers, which is the most: release one and freeze again when \
+         it has merged"
+    )]
+    Layers { max: usize },
+    #[error(
+        "the drive has format version 1, which has no layers: move the replica to a drive that is \
+         formatted anew"
+    )]
+    NoLayers,
+    /// It was never frozen, or has been released.
+    #[error("the replica has no such layer")]
+    UnknownLayer,
     #[error("the drive is out of service")]
     DriveFailed,
 }
@@ -244,6 +295,13 @@ pub struct Usage {
     pub journal_bytes_used: u64,
     /// Changes that wait for a free slot.
     pub waiting_for_space: u64,
+    /// Frozen layers of all replicas, the released ones included.
+    pub layers: u64,
+    /// Released ones that have not merged yet, and their slots that are left.
+    pub layers_merging: u64,
+    pub slots_to_merge: u64,
+    /// Blocks that were copied from one layer to another since the drive was opened.
+    pub blocks_merged: u64,
     /// Of metadata, about, and its bound.
     pub memory_bytes: u64,
     pub memory_bytes_max: u64,

@@ -8,11 +8,11 @@
 use bytes::Bytes;
 use format::{
     data::{Change, UnitMeta},
-    disk::{BLOCK_LEN, REPLICA_BYTES_MAX, UNIT_BLOCKS, UNIT_BYTES, page::Owner},
+    disk::{BLOCK_LEN, REPLICA_BYTES_MAX, UNIT_BLOCKS, UNIT_BYTES},
 };
 use model::{
     epoch::ModSeq,
-    id::ReplicaId,
+    id::{LayerId, ReplicaId},
     units::{BLOCK, ByteCount},
 };
 
@@ -45,6 +45,8 @@ pub enum Work {
     Write(Write),
     Zero { mod_seq: ModSeq, offset: u64, end: u64 },
     Install(Install),
+    Freeze { layer: LayerId },
+    Release { layer: LayerId },
 }
 
 /// `placed`: extents whose new content lies in a fresh slot already, in order.
@@ -83,7 +85,12 @@ impl Drive {
         let replica = request.replica();
         let work = match request {
             Request::Read { offset, length, .. } => {
-                return self.read(op, ReadRequest { replica, offset, length }, out);
+                let layer = None;
+                return self.read(op, ReadRequest { replica, layer, offset, length }, out);
+            }
+            Request::ReadLayer { layer, offset, length, .. } => {
+                let layer = Some(layer);
+                return self.read(op, ReadRequest { replica, layer, offset, length }, out);
             }
             Request::Describe { offset, length, .. } => {
                 return self.ask(op, Inquiry::describe(replica, offset, length), out);
@@ -92,8 +99,17 @@ impl Drive {
                 return self.ask(op, Inquiry::digest(replica, offset, length), out);
             }
             Request::Allocated { offset, length, .. } => {
-                return self.ask(op, Inquiry::allocated(replica, offset, length), out);
+                return self.ask(op, Inquiry::allocated(replica, None, offset, length), out);
             }
+            Request::AllocatedIn { layer, offset, length, .. } => {
+                let inquiry = Inquiry::allocated(replica, Some(layer), offset, length);
+                return self.ask(op, inquiry, out);
+            }
+            Request::ChangedBetween { from, to, offset, length, .. } => {
+                let inquiry = Inquiry::changed_between(replica, (from, to), offset, length);
+                return self.ask(op, inquiry, out);
+            }
+            Request::Layers { .. } => return self.list_layers(op, replica, out),
             Request::HighestAllocated { .. } => {
                 return self.ask(op, Inquiry::highest_allocated(replica), out);
             }
@@ -111,6 +127,8 @@ impl Drive {
                 self.check_change(replica, mod_seq, offset, change)
             }
             Request::Install { units, data, .. } => self.check_install(replica, units, data),
+            Request::Freeze { layer, .. } => Ok(Work::Freeze { layer }),
+            Request::Release { layer, .. } => Ok(Work::Release { layer }),
             Request::Withdraw { .. } => return self.withdraw(op, replica, out),
         };
         match work {
@@ -193,7 +211,12 @@ impl Drive {
         match &mut entry.work {
             Work::Write(write) => self.place_write(entry.op, entry.replica, write, &mut runs),
             Work::Install(install) => self.place_install(entry.replica, install, &mut runs),
-            Work::Create { .. } | Work::Remove | Work::SetMeta { .. } | Work::Zero { .. } => {}
+            Work::Freeze { .. } => return self.begin_freeze(entry),
+            Work::Create { .. }
+            | Work::Remove
+            | Work::SetMeta { .. }
+            | Work::Zero { .. }
+            | Work::Release { .. } => {}
         }
         if runs.is_empty() {
             self.queue.push_back(entry);
@@ -234,7 +257,8 @@ impl Drive {
                 write.placed.extend(slot.map(|slot| (extent, slot)));
                 slot
             } else {
-                let part = self.begin_direct(op, Owner { replica, extent }, first, count);
+                let part =
+                    self.begin_direct(op, self.table.head_owner(replica, extent), first, count);
                 write.direct.extend(part);
                 part.map(|part| part.slot)
             };
@@ -261,12 +285,16 @@ impl Drive {
         install: &mut Install,
         runs: &mut Vec<(u64, Bytes)>,
     ) {
+        if self.table.is_layered(replica) {
+            // What repairs goes where the damage is, and else the head must say what it hides.
+            return;
+        }
         let (mut next, mut from) = (0, 0);
         while let Some(extent) = install.extent_at(next, self.layout.slot_bytes()) {
             let group = install.group_len(next, self.layout.slot_bytes());
             let units = &install.units[next..next + group];
             let len: usize = units.iter().map(|e| e.crcs.len() * BLOCK_LEN).sum();
-            let absent = self.table.slot_of(Owner { replica, extent }).is_none();
+            let absent = self.table.slot_of(self.table.head_owner(replica, extent)).is_none();
             let whole = u32::try_from(group).expect("small") == self.layout.slot_units();
             if len > 0 && (absent || whole) {
                 let Some(slot) = self.space.take() else { return };
@@ -335,14 +363,14 @@ impl Drive {
     pub fn give_up_slots(&mut self, entry: Entry) {
         let placed = match entry.work {
             Work::Write(write) => {
-                let of = |extent| Owner { replica: entry.replica, extent };
-                write.direct.iter().for_each(|part| self.end_direct(of(part.extent), part));
+                for part in &write.direct {
+                    let owner = self.table.head_owner(entry.replica, part.extent);
+                    self.end_direct(owner, part);
+                }
                 write.placed
             }
             Work::Install(install) => install.placed,
-            Work::Create { .. } | Work::Remove | Work::SetMeta { .. } | Work::Zero { .. } => {
-                Vec::new()
-            }
+            _ => Vec::new(),
         };
         for (_, slot) in placed {
             self.space.give_back(slot);

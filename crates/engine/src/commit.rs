@@ -21,13 +21,13 @@ use crate::{
     journal::Batch,
     machine::SEAL_AFTER,
     sabotage::{Sabotage, is_on},
-    table::{BlockRun, inside},
+    table::{BlockRun, Replica, inside},
 };
 
 /// Slots of a removed replica that are given back at once, about.
 const SLOTS_PER_STEP: usize = 1024;
 /// Longest record without metadata blob or placement.
-const SMALL_RECORD_LEN: usize = 40;
+pub const SMALL_RECORD_LEN: usize = 40;
 
 /// Why an entry's records are not all made.
 pub enum Stop {
@@ -45,16 +45,21 @@ pub enum Stop {
 impl Drive {
     /// Issues the next batch, if none is being written and there is something to write.
     pub fn issue_batch(&mut self, out: &mut Vec<Action>) {
-        if self.batch.is_some() || self.queue.is_empty() {
+        let is_idle = self.queue.is_empty() && self.ready_freeze().is_none();
+        if self.batch.is_some() || is_idle && !self.merging.is_ready() {
             return;
         }
         let mut batch = self.journal.begin();
-        let mut ops = Vec::new();
-        while let Some(mut entry) = self.queue.pop_front() {
+        let (mut ops, mut is_full) = (Vec::new(), false);
+        while let Some(mut entry) = self.next_entry() {
             let made = self.make_records(&mut entry, &mut batch);
             if let Err(Stop::Full) = made {
-                self.queue.push_front(entry);
+                self.put_back_freeze(entry);
+                is_full = true;
                 break;
+            }
+            if let Work::Freeze { .. } = entry.work {
+                self.feed_behind();
             }
             let pins = std::mem::take(&mut entry.pins);
             self.unpin(pins);
@@ -67,10 +72,13 @@ impl Drive {
                 Err(Stop::Full) => unreachable!("looked at above"),
             }
         }
+        if !is_full {
+            self.merge_layers(&mut batch, out);
+        }
         if batch.is_empty() {
             // Everything these changes found in place is durable, because no batch is in flight.
             self.complete_done(ops, out);
-            self.writeback.wanted |= !self.queue.is_empty();
+            self.writeback.wanted |= is_full || self.merging.is_held();
             return;
         }
         let places = batch.places;
@@ -115,8 +123,9 @@ impl Drive {
         self.journal.wrote();
         self.direct.cleared.clear();
         let ops = self.batch.take().expect("a batch was being written");
-        // A seal completes nothing and needs no seal.
-        self.seal_at = (!ops.is_empty()).then(|| now + SEAL_AFTER);
+        // A seal needs no seal.
+        let was_seal = std::mem::take(&mut self.is_sealing);
+        self.seal_at = (!was_seal).then(|| now + SEAL_AFTER);
         self.complete_done(ops, out);
         self.complete_withdrawn(out);
         self.release_slots();
@@ -153,6 +162,7 @@ impl Drive {
             batch.added(None);
             let (offset, segments) = self.journal.issue(self.superblock.uuid, batch);
             self.batch = Some(Vec::new());
+            self.is_sealing = true;
             self.put_batch(false, offset, segments, out);
         }
     }
@@ -184,6 +194,8 @@ impl Drive {
                 self.log_zero(batch, replica, *mod_seq, offset, *end)
             }
             Work::Install(install) => self.log_install(batch, replica, install),
+            Work::Freeze { layer } => self.log_freeze(batch, replica, *layer),
+            Work::Release { layer } => self.log_release(batch, replica, *layer),
         }
     }
 
@@ -198,7 +210,8 @@ impl Drive {
         self.need(batch, RECORD_LEN_MAX, 0)?;
         let lsn = batch.next_lsn();
         let birth = self.table.birth_of(replica, lsn);
-        let row = ReplicaRow { replica, size, birth, meta: meta.clone() };
+        let layers = self.table.replica(replica).map(Replica::layers).unwrap_or_default();
+        let row = ReplicaRow { replica, size, birth, layers, meta: meta.clone() };
         Record::Replica { index, replica, size, meta }.put(&mut batch.head);
         self.table.put_replica(lsn, index, &row);
         batch.added(None);
@@ -219,7 +232,7 @@ impl Drive {
     }
 
     /// The slot is no longer owned as of this record.
-    fn vacate(&mut self, lsn: u64, slot: u32) {
+    pub fn vacate(&mut self, lsn: u64, slot: u32) {
         self.overlay.remove(slot, 0, self.layout.slot_blocks);
         self.readers.changed(slot, lsn);
         self.direct.vacated(slot);
@@ -238,7 +251,7 @@ impl Drive {
     ) -> Result<(), Stop> {
         while write.done < write.data.len() {
             let (extent, first, count) = self.next_part(write, write.done);
-            let owner = Owner { replica, extent };
+            let owner = self.table.head_owner(replica, extent);
             let is_direct = |part: &&Part| (part.extent, part.first) == (extent, first);
             if let Some(&part) = write.direct.first().filter(is_direct) {
                 let logged = self.log_direct(batch, owner, &part, write)?;
@@ -254,8 +267,7 @@ impl Drive {
                 count
             } else {
                 let count = count.min(RECORD_BLOCKS_MAX);
-                self.log_data(batch, owner, first, count, write)?;
-                count
+                self.log_data(batch, owner, first, count, write)?
             };
             write.done += usize::try_from(len).expect("small") * BLOCK_LEN;
         }
@@ -269,24 +281,24 @@ impl Drive {
         first: u32,
         count: u32,
         write: &Write,
-    ) -> Result<(), Stop> {
+    ) -> Result<u32, Stop> {
+        let (count, mod_seq) = self.over_layers(owner, first, count, write.mod_seq)?;
         let blocks = usize::try_from(count).expect("small");
         self.need(batch, SMALL_RECORD_LEN + 4 * blocks + 4, count)?;
         let (slot, fresh) = self.slot_for(owner, first, count)?;
         let from = write.done / BLOCK_LEN;
         let crcs = &write.crcs[from..from + blocks];
         let data = write.data.slice(write.done..write.done + blocks * BLOCK_LEN);
-        let mod_seq = write.mod_seq;
         put_data(&mut batch.head, &DataHead { slot, owner, fresh, mod_seq, first }, crcs);
         let lsn = batch.next_lsn();
         self.table.write_blocks(lsn, &BlockRun { slot, owner, fresh, mod_seq, first, crcs });
         self.overlay_blocks(lsn, slot, first..first + count, &data);
         self.readers.changed(slot, lsn);
         batch.added(Some(data));
-        Ok(())
+        Ok(count)
     }
 
-    fn overlay_blocks(
+    pub fn overlay_blocks(
         &mut self,
         lsn: u64,
         slot: u32,
@@ -301,7 +313,7 @@ impl Drive {
 
     /// The extent's slot, or a fresh one, for content of these blocks. The pages that say what is in
     /// it are in memory.
-    fn slot_for(&mut self, owner: Owner, first: u32, count: u32) -> Result<(u32, bool), Stop> {
+    pub fn slot_for(&mut self, owner: Owner, first: u32, count: u32) -> Result<(u32, bool), Stop> {
         let (owned, taken) = (self.table.slot_of(owner), self.direct.taken(owner));
         if owned.or(taken).is_some_and(|slot| self.direct.is_written(slot, first, count)) {
             return Err(Stop::Held);
@@ -332,10 +344,11 @@ impl Drive {
     /// The pages that change when the extent moves to `slot`.
     fn have_for_place(&self, owner: Owner, slot: u32) -> Result<(), Stop> {
         let of = |slot| [self.table.descriptor_page(slot), self.table.owner_page(slot)];
-        match self.table.slot_of(owner) {
-            Some(old) => self.have(&[of(slot), of(old)].concat()),
-            None => self.have(&of(slot)),
-        }
+        let mut pages = of(slot).to_vec();
+        pages.extend(self.table.slot_of(owner).into_iter().flat_map(of));
+        let stack = self.table.head_stack(owner.replica, owner.extent);
+        pages.extend(stack.into_slots().map(|slot| self.table.descriptor_page(slot)));
+        self.have(&pages)
     }
 
     /// Whether the batch takes such a record, and memory the pages that it may change.
@@ -362,6 +375,7 @@ impl Drive {
                 unit,
                 mod_seq: self.not_older(owner, unit, write.mod_seq),
                 valid: u16::MAX,
+                cleared: 0,
                 crcs: crcs.to_vec(),
             })
             .collect();
@@ -372,8 +386,8 @@ impl Drive {
 
     /// A repeated change must not take `mod_seq` back.
     fn not_older(&self, owner: Owner, unit: u32, mod_seq: ModSeq) -> ModSeq {
-        let slot = self.table.slot_of(owner);
-        slot.map_or(mod_seq, |slot| self.table.descriptor(slot).mod_seq(unit).max(mod_seq))
+        let stack = self.table.head_stack(owner.replica, owner.extent);
+        self.table.unit_view(stack.slots(), unit).mod_seq.max(mod_seq)
     }
 
     fn log_place(&mut self, batch: &mut Batch, owner: Owner, slot: u32, units: Vec<PlacedUnit>) {
@@ -395,20 +409,22 @@ impl Drive {
         offset: &mut u64,
         end: u64,
     ) -> Result<(), Stop> {
+        if self.table.is_layered(replica) {
+            return self.zero_over_layers(batch, replica, mod_seq, offset, end);
+        }
         while *offset < end {
             let (first_extent, _) = self.extent_and_block(*offset);
             let (last_extent, _) = self.extent_and_block(end - 1);
-            let Some((extent, slot)) =
-                self.table.extents(replica, first_extent, last_extent).next()
-            else {
-                break;
-            };
+            let mut extents = self.table.head_extents(replica, first_extent, last_extent);
+            let Some((extent, slot)) = extents.next() else { break };
+            drop(extents);
+            let owner = self.table.head_owner(replica, extent);
             let extent_start = u64::from(extent) * self.layout.slot_bytes();
             let start = extent_start.max(*offset);
             let stop = end.min(extent_start + self.layout.slot_bytes());
             let first = u32::try_from((start - extent_start) / BLOCK).expect("within a slot");
             let count = u32::try_from((stop - start) / BLOCK).expect("within a slot");
-            self.log_clear(batch, Owner { replica, extent }, slot, mod_seq, first, count)?;
+            self.log_clear(batch, owner, slot, mod_seq, first, count)?;
             *offset = stop;
         }
         *offset = end;
@@ -470,16 +486,17 @@ impl Drive {
     ) -> Result<(), Stop> {
         let slot_bytes = self.layout.slot_bytes();
         while let Some(extent) = install.extent_at(install.next, slot_bytes) {
-            let owner = Owner { replica, extent };
+            let owner = self.table.head_owner(replica, extent);
             let group = install.group_len(install.next, slot_bytes);
             let placed = install.placed.first().copied().filter(|&(placed, _)| placed == extent);
             if let Some((_, slot)) = placed {
                 let whole = u32::try_from(group).expect("small") == self.layout.slot_units();
-                if whole || self.table.slot_of(owner).is_none() {
+                let layered = self.table.is_layered(replica);
+                if !layered && (whole || self.table.slot_of(owner).is_none()) {
                     self.log_placed_install(batch, owner, group, install)?;
                     continue;
                 }
-                // The extent got a slot meanwhile: what else that holds must stay.
+                // The extent got a slot meanwhile, or layers: what else these hold must stay.
                 install.placed.remove(0);
                 self.space.give_back(slot);
             }
@@ -515,7 +532,7 @@ impl Drive {
         let (_, block) = self.extent_and_block(meta.offset);
         let valid = valid_bits(meta).expect("checked when it was accepted");
         let (unit, mod_seq) = (block / UNIT_BLOCKS, meta.mod_seq);
-        PlacedUnit { unit, mod_seq, valid, crcs: meta.crcs.clone() }
+        PlacedUnit { unit, mod_seq, valid, cleared: 0, crcs: meta.crcs.clone() }
     }
 
     /// One unit, with its payload in the journal.
@@ -525,18 +542,28 @@ impl Drive {
         owner: Owner,
         install: &mut Install,
     ) -> Result<(), Stop> {
-        let placed = self.placed_unit(&install.units[install.next]);
+        let mut placed = self.placed_unit(&install.units[install.next]);
         let first = placed.unit * UNIT_BLOCKS;
         if placed.valid == 0 {
-            if let Some(slot) = self.table.slot_of(owner) {
+            if self.table.is_layered(owner.replica) {
+                self.clear_over_layers(batch, owner, ModSeq::NONE, first, UNIT_BLOCKS)?;
+            } else if let Some(slot) = self.table.slot_of(owner) {
                 self.log_clear(batch, owner, slot, ModSeq::NONE, first, UNIT_BLOCKS)?;
             }
             install.next += 1;
             return Ok(());
         }
+        let len = placed.crcs.len() * BLOCK_LEN;
+        if self.repair_layers(batch, owner, &placed, install)? {
+            install.next += 1;
+            install.data_done += len;
+            return Ok(());
+        }
+        if self.unit_below(owner, placed.unit)?.valid != 0 {
+            placed.cleared = !placed.valid;
+        }
         self.need(batch, RECORD_LEN_MAX, placed.valid.count_ones())?;
         let (slot, fresh) = self.slot_for(owner, first, UNIT_BLOCKS)?;
-        let len = placed.crcs.len() * BLOCK_LEN;
         let data = install.data.slice(install.data_done..install.data_done + len);
         let lsn = batch.next_lsn();
         self.table.set_unit(lsn, slot, owner, fresh, &placed);
@@ -545,8 +572,9 @@ impl Drive {
         let blocks = (0..UNIT_BLOCKS).filter(|b| placed.valid >> b & 1 == 1).map(|b| first + b);
         self.overlay_blocks(lsn, slot, blocks, &data);
         self.readers.changed(slot, lsn);
-        let PlacedUnit { unit, mod_seq, valid, crcs } = placed;
-        Record::Set { slot, owner, fresh, unit, mod_seq, valid, crcs }.put(&mut batch.head);
+        let PlacedUnit { unit, mod_seq, valid, cleared, crcs } = placed;
+        Record::Set { slot, owner, fresh, unit, mod_seq, valid, cleared, crcs }
+            .put(&mut batch.head);
         batch.added(Some(data));
         install.next += 1;
         install.data_done += len;

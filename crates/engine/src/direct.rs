@@ -4,7 +4,8 @@
 //! follows when the payload has completed.
 //!
 //! Decides: which parts of a write go this way, and whether they still count when their record is
-//! made: the extent may have moved, or the blocks got content, meanwhile.
+//! made: the extent may have moved, or the blocks got content, meanwhile. None of a replica that has
+//! frozen layers, or is about to.
 //! Does not: write payload (`change`), or make any other records (`commit`).
 //! Invariants: while payload is being written to a block, the block is durably not valid, it is not
 //! in the overlay, no other write to it is under way, and no record gives it content; a slot that was
@@ -160,7 +161,7 @@ impl Drive {
         first: u32,
         count: u32,
     ) -> Option<Part> {
-        if count < self.direct_blocks_min() {
+        if count < self.direct_blocks_min() || !self.is_one_layer(owner.replica) {
             return None;
         }
         let slot = match (self.table.slot_of(owner), self.direct.taken(owner)) {

@@ -23,6 +23,7 @@ use crate::{
     direct::Direct,
     fetch::Fetching,
     journal::{Journal, Tail},
+    layer::{Freezing, Merging},
     overlay::{Key, Overlay},
     read::{Readers, Reading},
     sabotage::{Sabotage, is_on},
@@ -53,6 +54,8 @@ pub struct Drive {
     pub direct: Direct,
     /// Changes whose payload is being written to its slots.
     pub placing: BTreeMap<OpToken, Placing>,
+    pub freezing: Freezing,
+    pub merging: Merging,
     /// Requests that wait for pages.
     pub fetching: Fetching,
     /// Completed by the batch that is being written.
@@ -60,6 +63,8 @@ pub struct Drive {
     /// What must complete for that: the write, and a flush of what it refers to, if that lies on
     /// another device.
     pub batch_parts: usize,
+    /// What is being written is a seal.
+    pub is_sealing: bool,
     pub reading: BTreeMap<OpToken, Reading>,
     pub readers: Readers,
     pub writeback: Writeback,
@@ -91,6 +96,8 @@ pub enum Io {
         op: OpToken,
         piece: usize,
     },
+    /// Content that is merged into another layer.
+    Merge(usize),
     Home(Vec<(Key, u64)>),
     Page(u32),
     /// A page of metadata, to be looked at.
@@ -175,9 +182,12 @@ impl Drive {
             held: VecDeque::new(),
             direct: Direct::default(),
             placing: BTreeMap::new(),
+            freezing: Freezing::default(),
+            merging: Merging::default(),
             fetching: Fetching::default(),
             batch: None,
             batch_parts: 0,
+            is_sealing: false,
             reading: BTreeMap::new(),
             readers: Readers::default(),
             writeback: Writeback::default(),
@@ -197,6 +207,7 @@ impl Drive {
             Event::DriveRead { token, result } => match self.ios.finished(token) {
                 Io::Read { op, piece } => self.read_arrived(op, piece, result, out),
                 Io::Fetch(page) => self.page_arrived(page, result, out),
+                Io::Merge(piece) => self.merge_read(piece, result),
                 other => unreachable!("a read completed {other:?}"),
             },
             Event::DriveWritten { token, result } | Event::DriveFlushed { token, result } => {
@@ -231,11 +242,14 @@ impl Drive {
             Io::Flush => self.writeback.flushed(),
             Io::JournalHead => self.writeback.journal_head_written(),
             Io::Superblock(tail) => self.superblock_written(tail),
-            Io::Read { .. } | Io::Fetch(_) => unreachable!("a write completed a read"),
+            Io::Read { .. } | Io::Fetch(_) | Io::Merge(_) => {
+                unreachable!("a write completed a read")
+            }
         }
     }
 
-    fn go_on(&mut self, out: &mut Vec<Action>) {
+    /// What was under way in the background goes on.
+    pub fn go_on(&mut self, out: &mut Vec<Action>) {
         if self.failure.is_some() {
             return;
         }
@@ -284,6 +298,10 @@ impl Drive {
             slots_used: self.table.slots_used(),
             journal_bytes_used: self.journal.used(),
             waiting_for_space: u64::try_from(self.starved.len()).expect("fits"),
+            layers: self.table.frozen_layers(),
+            layers_merging: self.table.layers_to_merge(),
+            slots_to_merge: self.table.slots_to_merge(),
+            blocks_merged: self.merging.blocks_copied,
             memory_bytes: self.table.memory(),
             memory_bytes_max: self.table.memory_max(),
             pages_read: self.fetching.pages_read(),
@@ -322,7 +340,11 @@ impl Io {
                 (Durability::Later, Urgency::Background)
             }
             Self::JournalHead | Self::Superblock(_) => (Durability::These, Urgency::Background),
-            Self::Read { .. } | Self::Fetch(_) | Self::Flush | Self::PayloadFlush => {
+            Self::Read { .. }
+            | Self::Fetch(_)
+            | Self::Merge(_)
+            | Self::Flush
+            | Self::PayloadFlush => {
                 unreachable!("no write")
             }
         }
@@ -340,7 +362,7 @@ impl Io {
         match self {
             Self::Batch { .. } => "writing the journal",
             Self::Payload(_) | Self::Home(_) => "writing data",
-            Self::Read { .. } | Self::Fetch(_) => "reading",
+            Self::Read { .. } | Self::Fetch(_) | Self::Merge(_) => "reading",
             Self::Page(_) => "writing metadata",
             Self::Flush | Self::PayloadFlush => "flushing",
             Self::JournalHead => "writing the head of the journal",

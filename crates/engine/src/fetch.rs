@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use format::disk::layers::LAYERS_MAX;
 use model::units::BLOCK_BYTES;
 
 use crate::{
@@ -24,16 +25,26 @@ pub const PAGES_MAX: usize = 80;
 #[derive(Debug, Default)]
 pub struct Fetching {
     /// Being read, with those who wait.
-    pages: BTreeMap<u32, Vec<OpToken>>,
-    parked: BTreeMap<OpToken, Parked>,
+    pages: BTreeMap<u32, Vec<Waiter>>,
+    parked: BTreeMap<Waiter, Parked>,
     /// Not begun yet: others wait with as many pages as may be.
-    backlog: VecDeque<(OpToken, Waiting, Vec<u32>)>,
+    backlog: VecDeque<(Waiter, Waiting, Vec<u32>)>,
     pages_read: u64,
 }
 
 impl Fetching {
     pub fn pages_read(&self) -> u64 {
         self.pages_read
+    }
+
+    /// The changes among those who wait.
+    pub fn changes(&self) -> impl Iterator<Item = &Entry> {
+        let parked = self.parked.values().map(|parked| &parked.waiting);
+        let all = parked.chain(self.backlog.iter().map(|(_, waiting, _)| waiting));
+        all.filter_map(|waiting| match waiting {
+            Waiting::Change(entry) => Some(entry),
+            _ => None,
+        })
     }
 }
 
@@ -44,18 +55,43 @@ struct Parked {
     missing: usize,
 }
 
+/// Who waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Waiter {
+    Request(OpToken),
+    /// Layers that merge.
+    Merge,
+}
+
 /// What goes on when its pages are here.
 #[derive(Debug)]
 pub enum Waiting {
     Change(Entry),
     Read(ReadRequest),
     Inquiry(Inquiry),
+    Merge,
 }
 
 impl Drive {
     /// The request goes on when these pages are in memory.
     pub fn park(&mut self, op: OpToken, waiting: Waiting, pages: Vec<u32>, out: &mut Vec<Action>) {
-        assert!(!pages.is_empty() && pages.len() <= PAGES_MAX + 4, "{} pages", pages.len());
+        self.park_waiter(Waiter::Request(op), waiting, pages, out);
+    }
+
+    /// The merging of layers goes on when these pages are in memory.
+    pub fn park_merge(&mut self, pages: Vec<u32>, out: &mut Vec<Action>) {
+        self.park_waiter(Waiter::Merge, Waiting::Merge, pages, out);
+    }
+
+    fn park_waiter(
+        &mut self,
+        op: Waiter,
+        waiting: Waiting,
+        pages: Vec<u32>,
+        out: &mut Vec<Action>,
+    ) {
+        let max = PAGES_MAX * (LAYERS_MAX + 1) + 4;
+        assert!(!pages.is_empty() && pages.len() <= max, "{} pages", pages.len());
         let is_first = self.fetching.parked.is_empty() && self.fetching.backlog.is_empty();
         if !is_first {
             self.fetching.backlog.push_back((op, waiting, pages));
@@ -77,7 +113,7 @@ impl Drive {
 
     fn begin_parked(
         &mut self,
-        op: OpToken,
+        op: Waiter,
         waiting: Waiting,
         mut pages: Vec<u32>,
         out: &mut Vec<Action>,
@@ -134,8 +170,10 @@ impl Drive {
         self.begin_waiting(out);
     }
 
-    fn resume(&mut self, op: OpToken, out: &mut Vec<Action>) {
-        let Parked { waiting, pages, .. } = self.fetching.parked.remove(&op).expect("it waits");
+    fn resume(&mut self, waiter: Waiter, out: &mut Vec<Action>) {
+        let parked = self.fetching.parked.remove(&waiter).expect("it waits");
+        let Parked { waiting, pages, .. } = parked;
+        let Waiter::Request(op) = waiter else { return self.merging.resume(pages) };
         match waiting {
             Waiting::Change(mut entry) => {
                 entry.pins = pages;
@@ -144,6 +182,7 @@ impl Drive {
             }
             Waiting::Read(request) => self.read(op, request, out),
             Waiting::Inquiry(inquiry) => self.inquire(op, inquiry, out),
+            Waiting::Merge => unreachable!("no request"),
         }
         self.unpin(pages);
     }
@@ -154,11 +193,16 @@ impl Drive {
 
     /// The pages that describe `slots`, up to as many as one request waits for at once.
     pub fn pages_of(&self, slots: impl Iterator<Item = u32>) -> Vec<u32> {
+        self.pages_up_to(PAGES_MAX, slots)
+    }
+
+    /// The pages that describe `slots`, up to `max`.
+    pub fn pages_up_to(&self, max: usize, slots: impl Iterator<Item = u32>) -> Vec<u32> {
         let mut pages = Vec::new();
         for page in slots.map(|slot| self.table.descriptor_page(slot)) {
             if pages.last() != Some(&page) && !pages.contains(&page) {
                 pages.push(page);
-                if pages.len() == PAGES_MAX {
+                if pages.len() == max {
                     break;
                 }
             }
@@ -191,11 +235,15 @@ impl Drive {
                 (at(left.first()), at(left.last()) + 1)
             }
             Work::Zero { offset, end, .. } => (*offset, *end),
-            Work::Create { .. } | Work::Remove | Work::SetMeta { .. } => (0, 0),
+            Work::Create { .. }
+            | Work::Remove
+            | Work::SetMeta { .. }
+            | Work::Freeze { .. }
+            | Work::Release { .. } => (0, 0),
         };
         if from < to {
             let (first, last) = (self.extent_and_block(from).0, self.extent_and_block(to - 1).0);
-            let slots = self.table.extents(entry.replica, first, last).map(|(_, slot)| slot);
+            let slots = self.table.slots(entry.replica, first, last);
             let more = self.pages_of(slots);
             pages.extend(more);
             pages.sort_unstable();

@@ -12,6 +12,7 @@ mod direct;
 mod drive;
 mod fetch;
 mod journal;
+mod layer;
 mod machine;
 mod open;
 mod overlay;

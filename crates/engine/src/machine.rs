@@ -48,7 +48,7 @@ impl Engine {
         let Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, memory_bytes } =
             geometry;
         let shape = DriveShape { media, drive_bytes, journal_bytes, journal, replicas_max };
-        let layout = Layout::of(&shape, FormatVersion::V2)
+        let layout = Layout::of(&shape, FormatVersion::V3)
             .map_err(|wanted| OpenError::TooSmall { drive_bytes, wanted })?;
         let opening = Box::new(Opening::begin(shape, layout, memory_bytes, seed, out));
         Ok(Self { phase: Phase::Opening { opening, early: VecDeque::new() } })
@@ -98,6 +98,8 @@ impl Engine {
             }
             Progress::Open { drive, replicas } => {
                 out.push(Action::Opened { replicas });
+                let mut drive = drive;
+                drive.go_on(out);
                 let phase = std::mem::replace(&mut self.phase, Phase::Open(drive));
                 if let Phase::Opening { early, .. } = phase {
                     for (token, request) in early {

@@ -52,6 +52,8 @@ pub struct Opening {
     /// Exclusive or over the halves that counted when the superblock was written.
     fingerprint: u64,
     checkpoint_seen: u64,
+    /// The other superblock has an older version.
+    is_upgraded: bool,
     /// The generation of the journal's head, if it lies apart.
     journal_seen: u64,
     chain: Chain,
@@ -122,6 +124,7 @@ impl Opening {
             replay: Replay::new(layout, memory_max),
             fingerprint: 0,
             checkpoint_seen: 0,
+            is_upgraded: false,
             journal_seen: 0,
             chain: Chain::default(),
         };
@@ -181,6 +184,10 @@ impl Opening {
             }
             Step::Flush => self.write_superblock(out),
             Step::JournalHead => {
+                self.put_superblock(out);
+                self.step = Step::Superblock;
+            }
+            Step::Superblock if std::mem::take(&mut self.is_upgraded) => {
                 self.put_superblock(out);
                 self.step = Step::Superblock;
             }
@@ -386,6 +393,11 @@ impl Opening {
             superblock.durable_lsn = highest;
             superblock.stale_lsn = highest;
         }
+        // Who does not know layers must find no superblock that it knows.
+        self.is_upgraded = superblock.version == FormatVersion::V2;
+        if self.is_upgraded {
+            superblock.version = FormatVersion::V3;
+        }
         self.begin_superblock(out);
     }
 
@@ -498,7 +510,7 @@ fn newest(halves: &[Option<(PageHeader, &[u8])>; 2], checkpoint: u64) -> Option<
 
 fn fresh_superblock(uuid: DriveUuid, shape: DriveShape) -> Superblock {
     Superblock {
-        version: FormatVersion::V2,
+        version: FormatVersion::V3,
         uuid,
         shape,
         sequence: 0,

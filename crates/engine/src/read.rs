@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use format::disk::{BLOCK_LEN, UNIT_BLOCKS, ZERO_BLOCK_CRC, page::Owner};
+use format::disk::{BLOCK_LEN, UNIT_BLOCKS, ZERO_BLOCK_CRC, layers::LAYERS_MAX};
 use model::{
-    id::ReplicaId,
+    id::{LayerId, ReplicaId},
     limits::FRAME_PAYLOAD_BYTES_MAX,
     units::{BLOCK, BLOCK_BYTES},
 };
@@ -31,6 +31,8 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 #[derive(Debug, Clone, Copy)]
 pub struct ReadRequest {
     pub replica: ReplicaId,
+    /// `None`: what it holds now.
+    pub layer: Option<LayerId>,
     pub offset: u64,
     pub length: u32,
 }
@@ -81,12 +83,12 @@ impl Readers {
         }
     }
 
-    fn begin(&mut self, slot: u32) {
+    pub fn begin(&mut self, slot: u32) {
         self.slots.entry(slot).or_default().reads += 1;
     }
 
     /// Returns whether the slot changed after `lsn`.
-    fn end(&mut self, slot: u32, lsn: u64) -> bool {
+    pub fn end(&mut self, slot: u32, lsn: u64) -> bool {
         let reader = self.slots.get_mut(&slot).expect("a read of it was begun");
         let changed = reader.changed_lsn > lsn;
         reader.reads -= 1;
@@ -106,20 +108,21 @@ enum Verdict {
 
 impl Drive {
     pub fn read(&mut self, op: OpToken, request: ReadRequest, out: &mut Vec<Action>) {
-        let ReadRequest { replica, offset, length } = request;
+        let ReadRequest { replica, layer, offset, length } = request;
         let checked = self.check_range(replica, offset, u64::from(length));
-        if let Err(error) = checked {
-            return self.complete(op, Err(error), out);
-        }
+        let top = match checked.and_then(|()| self.top(replica, layer)) {
+            Ok(top) => top,
+            Err(error) => return self.complete(op, Err(error), out),
+        };
         if length > FRAME_PAYLOAD_BYTES_MAX {
             return self.complete(op, Err(OpError::OutOfRange), out);
         }
         if self.slots_in(request).any(|slot| self.is_undescribed(slot)) {
-            let pages = self.pages_of(self.slots_in(request));
+            let pages = self.pages_up_to(PAGES_MAX * (LAYERS_MAX + 1), self.slots_in(request));
             return self.park(op, Waiting::Read(request), pages, out);
         }
         let planned_lsn = self.journal.last_lsn();
-        let mut pieces = self.plan_read(request);
+        let mut pieces = self.plan_read(request, top);
         if let [Piece::Memory { crcs, data }] = &mut pieces[..] {
             let (crcs, data) = (std::mem::take(crcs), std::mem::take(data));
             return self.complete(op, Ok(Outcome::Read { crcs, data }), out);
@@ -142,14 +145,14 @@ impl Drive {
     }
 
     fn slots_in(&self, request: ReadRequest) -> impl Iterator<Item = u32> + '_ {
-        let ReadRequest { replica, offset, length } = request;
+        let ReadRequest { replica, offset, length, .. } = request;
         let (first, _) = self.extent_and_block(offset);
         let (last, _) = self.extent_and_block((offset + u64::from(length)).saturating_sub(1));
-        self.table.extents(replica, first, last).map(|(_, slot)| slot)
+        self.table.slots(replica, first, last)
     }
 
-    fn plan_read(&self, request: ReadRequest) -> Vec<Piece> {
-        let ReadRequest { replica, offset, length } = request;
+    fn plan_read(&self, request: ReadRequest, top: usize) -> Vec<Piece> {
+        let ReadRequest { replica, offset, length, .. } = request;
         let mut pieces = Vec::new();
         let end = offset + u64::from(length);
         let mut at = offset;
@@ -157,9 +160,10 @@ impl Drive {
             let (extent, first) = self.extent_and_block(at);
             let left = u32::try_from((end - at) / BLOCK).expect("bounded by the length");
             let count = left.min(self.layout.slot_blocks - first);
-            match self.table.slot_of(Owner { replica, extent }) {
-                None => push_zeros(&mut pieces, count),
-                Some(slot) => self.plan_slot(slot, first, count, &mut pieces),
+            match self.table.stack(replica, extent, top).slots() {
+                [] => push_zeros(&mut pieces, count),
+                &[slot] => self.plan_slot(slot, first, count, &mut pieces),
+                slots => self.plan_stack(slots, first, count, &mut pieces),
             }
             at += u64::from(count) * BLOCK;
         }
@@ -167,6 +171,15 @@ impl Drive {
             pieces.push(Piece::Memory { crcs: Vec::new(), data: Bytes::new() });
         }
         pieces
+    }
+
+    fn plan_stack(&self, slots: &[u32], first: u32, count: u32, pieces: &mut Vec<Piece>) {
+        for block in first..first + count {
+            match self.table.source(slots, block) {
+                None => push_zeros(pieces, 1),
+                Some(slot) => self.plan_slot(slot, block, 1, pieces),
+            }
+        }
     }
 
     fn plan_slot(&self, slot: u32, first: u32, count: u32, pieces: &mut Vec<Piece>) {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use format::disk::{
     BLOCK_LEN, Layout, UNIT_BLOCKS,
     journal::{BatchHeader, PlacedUnit, Record},
+    layers::{LayerRecord, Masks},
 };
 use model::id::ReplicaId;
 
@@ -58,10 +59,7 @@ impl Batch {
 
     /// Whether all of the payload is what the records say.
     pub fn payload_is_whole(&self) -> bool {
-        let crcs = self.records.iter().flat_map(|record| match record {
-            Record::Data { crcs, .. } | Record::Set { crcs, .. } => crcs.as_slice(),
-            _ => &[],
-        });
+        let crcs = self.records.iter().flat_map(Record::payload_crcs);
         self.payload.chunks_exact(BLOCK_LEN).zip(crcs).all(|(b, &crc)| crc32c::crc32c(b) == crc)
     }
 
@@ -98,7 +96,12 @@ impl Batch {
                 }
                 Record::Free { slot, .. } => forget(&mut blocks, *slot, 0, u32::MAX),
                 Record::Remove { replica, .. } => blocks.retain(|_, (owner, _)| owner != replica),
-                Record::Replica { .. } | Record::Seal => {}
+                Record::Layer(LayerRecord::Masks(masks)) => {
+                    for block in masks_changed(masks) {
+                        forget(&mut blocks, masks.slot, block, 1);
+                    }
+                }
+                Record::Replica { .. } | Record::Seal | Record::Layer(_) => {}
             }
         }
         let mut runs: Vec<Relied> = Vec::new();
@@ -134,6 +137,14 @@ fn forget(blocks: &mut BTreeMap<(u32, u32), (ReplicaId, u32)>, slot: u32, first:
     for key in keys {
         blocks.remove(&key);
     }
+}
+
+/// Blocks of the slot whose content the record takes away or gives.
+fn masks_changed(masks: &Masks) -> impl Iterator<Item = u32> {
+    let kept = masks.valid & !masks.filled & !masks.lost;
+    let blocks = (0..UNIT_BLOCKS).filter(move |b| kept >> b & 1 == 0);
+    let base = masks.unit * UNIT_BLOCKS;
+    blocks.map(move |block| base + block)
 }
 
 /// Blocks of the slot with their checksums.
@@ -200,13 +211,14 @@ impl Replay {
                     content,
                 );
             }
-            Record::Set { slot, owner, fresh, unit, mod_seq, valid, crcs } => {
+            Record::Set { slot, owner, fresh, unit, mod_seq, valid, cleared, crcs } => {
                 if *fresh {
                     self.overlay.remove(*slot, 0, self.slot_blocks);
                 }
                 self.overlay.remove(*slot, unit * UNIT_BLOCKS, UNIT_BLOCKS);
-                let (mod_seq, valid, crcs) = (*mod_seq, *valid, crcs.clone());
-                let placed = PlacedUnit { unit: *unit, mod_seq, valid, crcs };
+                let (mod_seq, valid, cleared) = (*mod_seq, *valid, *cleared);
+                let crcs = crcs.clone();
+                let placed = PlacedUnit { unit: *unit, mod_seq, valid, cleared, crcs };
                 self.insert(lsn, (*slot, owner.replica), placed_blocks(&placed), content);
             }
             Record::Direct { slot, fresh, first, crcs, .. } => {
@@ -232,7 +244,19 @@ impl Replay {
                     self.overlay.remove(slot, 0, self.slot_blocks);
                 }
             }
-            Record::Replica { .. } | Record::Seal => {}
+            Record::Layer(LayerRecord::Masks(masks)) => {
+                if masks.fresh {
+                    self.overlay.remove(masks.slot, 0, self.slot_blocks);
+                }
+                for block in masks_changed(masks) {
+                    self.overlay.remove(masks.slot, block, 1);
+                }
+                let base = masks.unit * UNIT_BLOCKS;
+                let filled = Masks::blocks(masks.filled, masks.payload_crcs());
+                let blocks = filled.map(|(block, crc)| (base + block, crc));
+                self.insert(lsn, (masks.slot, masks.owner.replica), blocks, content);
+            }
+            Record::Replica { .. } | Record::Seal | Record::Layer(_) => {}
         }
     }
 

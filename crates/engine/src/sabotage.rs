@@ -55,6 +55,14 @@ pub enum Sabotage {
     JournalHeadLoose,
     /// An opened drive takes the generation that copies of its journal may have.
     GenerationKept,
+    /// A freeze does not wait for the changes that were accepted before it.
+    FreezeOvertakes,
+    /// A freeze is not written home with its replica's row.
+    FreezeNotKept,
+    /// A slot that has merged is free before it is durable what was copied from it.
+    MergeNotRecorded,
+    /// What a layer hides is forgotten when it merges.
+    MergeForgetsCleared,
 }
 
 impl std::str::FromStr for Sabotage {
@@ -67,7 +75,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 28] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -92,6 +100,10 @@ impl Sabotage {
         Self::JournalUnchecked,
         Self::JournalHeadLoose,
         Self::GenerationKept,
+        Self::FreezeOvertakes,
+        Self::FreezeNotKept,
+        Self::MergeNotRecorded,
+        Self::MergeForgetsCleared,
     ];
 }
 

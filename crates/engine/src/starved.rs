@@ -30,6 +30,10 @@ impl Starved {
         self.entries.len()
     }
 
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
     /// Of the next change.
     pub fn number(&mut self) -> u64 {
         self.number += 1;

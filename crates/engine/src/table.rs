@@ -10,6 +10,7 @@
 
 mod cache;
 mod extents;
+mod layers;
 mod pages;
 mod recovery;
 
@@ -24,10 +25,11 @@ use format::disk::{
 };
 use model::{epoch::ModSeq, id::ReplicaId};
 
-use self::cache::Cache;
+use self::{cache::Cache, layers::Frozen};
 pub use self::{
     cache::FRAME_BYTES,
     extents::ExtentMap,
+    layers::{Stack, UnitView},
     pages::Fetched,
     recovery::{Recovered, Recovering},
 };
@@ -62,6 +64,9 @@ pub struct Table {
     /// Which replica a page of the replica table belongs to.
     rows: Vec<Option<ReplicaId>>,
     slots_used: u64,
+    /// Of all replicas, and how many of these were released.
+    frozen_layers: u64,
+    released_layers: u64,
     fingerprint: u64,
     memory_max: u64,
     /// Bytes that replicas and their maps take.
@@ -90,14 +95,18 @@ pub struct Replica {
     birth: u64,
     pub size: u64,
     pub meta: Bytes,
+    /// Number of the layer that changes go to, and its slots.
+    head: u16,
     extents: ExtentMap,
+    /// The oldest first.
+    frozen: Vec<Frozen>,
 }
 
 impl Replica {
     /// Bytes of memory, about.
     fn memory(&self) -> u64 {
         let meta = u64::try_from(self.meta.len()).expect("fits");
-        REPLICA_BYTES + meta + self.extents.memory()
+        REPLICA_BYTES + meta + self.maps().map(|(_, map)| map.memory()).sum::<u64>()
     }
 }
 
@@ -117,7 +126,7 @@ impl Table {
         let fits = |pages: u32| usize::try_from(pages).expect("pages fit memory");
         let entries = match layout.version {
             FormatVersion::V1 => 0,
-            FormatVersion::V2 => fits(layout.descriptor_pages),
+            FormatVersion::V2 | FormatVersion::V3 => fits(layout.descriptor_pages),
         };
         Self {
             layout,
@@ -136,6 +145,8 @@ impl Table {
             removed: VecDeque::new(),
             rows: vec![None; fits(layout.replica_pages)],
             slots_used: 0,
+            frozen_layers: 0,
+            released_layers: 0,
             fingerprint: 0,
             memory_max,
             replicas_memory: 0,
@@ -146,7 +157,7 @@ impl Table {
     }
 
     fn has_maps(&self) -> bool {
-        self.layout.version == FormatVersion::V2
+        self.layout.version.has_maps()
     }
 
     pub fn replica(&self, replica: ReplicaId) -> Option<&Replica> {
@@ -162,23 +173,7 @@ impl Table {
     }
 
     pub fn slot_of(&self, owner: Owner) -> Option<u32> {
-        self.replicas.get(&owner.replica)?.extents.get(owner.extent)
-    }
-
-    /// The extents from `first` to `last` that hold data, with their slots.
-    pub fn extents(
-        &self,
-        replica: ReplicaId,
-        first: u32,
-        last: u32,
-    ) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let extents = self.replicas.get(&replica).map(|r| &r.extents);
-        extents.into_iter().flat_map(move |map| map.range(first, last))
-    }
-
-    /// The last extent that holds data.
-    pub fn last_extent(&self, replica: ReplicaId) -> Option<u32> {
-        self.replicas.get(&replica)?.extents.last()
+        self.replicas.get(&owner.replica)?.map_of(owner.layer)?.get(owner.extent)
     }
 
     /// Of a slot that is owned and whose page is not absent.
@@ -217,7 +212,7 @@ impl Table {
     pub fn owner_page(&self, slot: u32) -> u32 {
         match self.layout.version {
             FormatVersion::V1 => self.descriptor_page(slot),
-            FormatVersion::V2 => self.map_page(slot / self.per_page),
+            FormatVersion::V2 | FormatVersion::V3 => self.map_page(slot / self.per_page),
         }
     }
 
@@ -254,7 +249,9 @@ impl Table {
             let bit = 1 << (block % UNIT_BLOCKS);
             let (valid, lost) = (descriptor.view().valid(unit), descriptor.view().lost(unit));
             let mod_seq = descriptor.view().mod_seq(unit).max(run.mod_seq);
+            let cleared = descriptor.view().cleared(unit);
             descriptor.set_valid(unit, valid | bit);
+            descriptor.set_cleared(unit, cleared & !bit);
             descriptor.set_lost(unit, lost & !bit);
             descriptor.set_mod_seq(unit, mod_seq);
             descriptor.set_crc(block, crc);
@@ -335,7 +332,8 @@ impl Table {
     pub fn free(&mut self, lsn: u64, slot: u32, owner: Owner) {
         let replica = self.replicas.get_mut(&owner.replica).expect("the replica exists");
         self.replicas_memory -= replica.memory();
-        let before = replica.extents.remove(owner.extent);
+        let map = replica.map_of_mut(owner.layer).expect("the layer exists");
+        let before = map.remove(owner.extent);
         self.replicas_memory += replica.memory();
         assert_eq!(before, Some(slot), "the slot is the extent's");
         self.slots_used -= 1;
@@ -355,12 +353,13 @@ impl Table {
         let replica = self.replicas.get_mut(&owner.replica).expect("the replica exists");
         let birth = replica.birth;
         self.replicas_memory -= replica.memory();
-        let before = replica.extents.insert(owner.extent, slot);
+        let map = replica.map_of_mut(owner.layer).expect("the layer exists");
+        let before = map.insert(owner.extent, slot);
         self.replicas_memory += replica.memory();
         assert_eq!(before, None, "an extent has one slot");
         self.slots_used += 1;
         if self.has_maps() {
-            let owner = SlotOwner { birth, extent: owner.extent, layer: 0 };
+            let owner = SlotOwner { birth, extent: owner.extent, layer: owner.layer };
             self.set_slot_owner(lsn, slot, Some(owner));
         }
     }
@@ -392,15 +391,18 @@ impl Table {
                 birth: row.birth,
                 size: 0,
                 meta: Bytes::new(),
+                head: row.layers.head,
                 extents: ExtentMap::default(),
+                frozen: Vec::new(),
             };
             self.replicas_memory += replica.memory();
             replica
         });
         assert_eq!((replica.index, replica.birth), (index, row.birth), "a replica keeps its row");
         let slot_bytes = self.layout.slot_bytes();
-        self.extents_max -= replica.size.div_ceil(slot_bytes);
-        self.extents_max += row.size.div_ceil(slot_bytes);
+        let layers = 1 + u64::try_from(replica.frozen.len()).expect("few");
+        self.extents_max -= layers * replica.size.div_ceil(slot_bytes);
+        self.extents_max += layers * row.size.div_ceil(slot_bytes);
         self.replicas_memory -= replica.memory();
         replica.size = row.size;
         replica.meta = row.meta.clone();
@@ -414,15 +416,21 @@ impl Table {
         let Some(mut gone) = self.replicas.remove(&replica) else { return Vec::new() };
         self.rows[at(gone.index)] = None;
         self.replicas_memory -= gone.memory();
-        self.extents_max -= gone.size.div_ceil(self.layout.slot_bytes());
+        let layers = 1 + u64::try_from(gone.frozen.len()).expect("few");
+        self.extents_max -= layers * gone.size.div_ceil(self.layout.slot_bytes());
         self.touch(gone.index, lsn);
-        self.slots_used -= gone.extents.len();
+        self.uncount_layers(&gone.frozen);
+        self.slots_used -= gone.slots();
+        let frozen = std::mem::take(&mut gone.frozen).into_iter().map(|frozen| frozen.extents);
+        let mut maps = std::iter::once(std::mem::take(&mut gone.extents)).chain(frozen);
         if self.has_maps() {
-            self.replicas_memory += gone.extents.memory();
-            self.removed.push_back((lsn, gone.extents));
+            for extents in maps {
+                self.replicas_memory += extents.memory();
+                self.removed.push_back((lsn, extents));
+            }
             return Vec::new();
         }
-        let slots = gone.extents.take(usize::MAX);
+        let slots = maps.next().map(|mut extents| extents.take(usize::MAX)).unwrap_or_default();
         slots.iter().for_each(|&slot| self.put_free(lsn, slot));
         slots
     }
@@ -448,13 +456,14 @@ impl Table {
 
     /// Bytes of the drive that the replica occupies.
     pub fn allocated(&self, replica: ReplicaId) -> u64 {
-        self.replicas.get(&replica).map_or(0, |r| r.extents.len()) * self.layout.slot_bytes()
+        self.replicas.get(&replica).map_or(0, Replica::slots) * self.layout.slot_bytes()
     }
 
     fn row(&self, index: u32) -> Option<ReplicaRow> {
         let replica = self.rows[at(index)]?;
-        let Replica { size, birth, meta, .. } = &self.replicas[&replica];
-        Some(ReplicaRow { replica, size: *size, birth: *birth, meta: meta.clone() })
+        let found = &self.replicas[&replica];
+        let (layers, meta) = (found.layers(), found.meta.clone());
+        Some(ReplicaRow { replica, size: found.size, birth: found.birth, layers, meta })
     }
 }
 
@@ -477,6 +486,7 @@ fn fill_unit(descriptor: &mut DescriptorMut<'_>, placed: &PlacedUnit) {
     descriptor.set_mod_seq(placed.unit, mod_seq);
     descriptor.set_valid(placed.unit, placed.valid);
     descriptor.set_lost(placed.unit, 0);
+    descriptor.set_cleared(placed.unit, placed.cleared);
     let blocks = (0..UNIT_BLOCKS).filter(|b| placed.valid >> b & 1 == 1);
     for (block, &crc) in blocks.zip(&placed.crcs) {
         descriptor.set_crc(placed.unit * UNIT_BLOCKS + block, crc);

@@ -3,6 +3,7 @@
 mod cases;
 mod damage;
 mod direct;
+mod layers;
 mod order;
 mod paging;
 mod queries;

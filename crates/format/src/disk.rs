@@ -9,6 +9,7 @@
 
 pub mod apart;
 pub mod journal;
+pub mod layers;
 pub mod map;
 pub mod page;
 
@@ -49,6 +50,8 @@ const AREA_ALIGN: u64 = 64 << 10;
 const VERSION_WITH_FLAGS: u16 = 3;
 /// The journal lies apart.
 const JOURNAL_APART: u16 = 1;
+/// Replicas may have frozen layers.
+const LAYERS: u16 = 2;
 
 /// Why bytes are not the structure that was looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -67,12 +70,20 @@ pub enum DiskError {
     Short,
 }
 
-/// Of a drive, fixed when it is formatted.
+/// Of a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FormatVersion {
     /// No map pages: descriptors say who owns their slots, and are all read when it is opened.
     V1 = 1,
     V2 = 2,
+    /// As version 2, which is made this one when it is opened: replicas may have frozen layers.
+    V3 = 3,
+}
+
+impl FormatVersion {
+    pub fn has_maps(self) -> bool {
+        self != Self::V1
+    }
 }
 
 /// The identity a drive got when it was formatted. Never told to anybody, so that no guest can
@@ -140,7 +151,7 @@ impl Layout {
         // With maps, one more than there are whole groups for.
         let (map_blocks, spare_blocks) = match version {
             FormatVersion::V1 => (0, 0),
-            FormatVersion::V2 => (2 * BLOCK, 2 * BLOCK),
+            FormatVersion::V2 | FormatVersion::V3 => (2 * BLOCK, 2 * BLOCK),
         };
         let rows = 2 * u64::from(shape.replicas_max) * BLOCK + spare_blocks;
         let fixed =
@@ -162,7 +173,9 @@ impl Layout {
             u32::try_from(descriptor_pages).unwrap_or(u32::MAX).min(u32::MAX / per_page - 1);
         let map_pages = match version {
             FormatVersion::V1 => 0,
-            FormatVersion::V2 => descriptor_pages.div_ceil(map::groups_per_page(slot_blocks)),
+            FormatVersion::V2 | FormatVersion::V3 => {
+                descriptor_pages.div_ceil(map::groups_per_page(slot_blocks))
+            }
         };
         let pages = [shape.replicas_max, map_pages, descriptor_pages];
         let tables = 2 * BLOCK * pages.into_iter().map(u64::from).sum::<u64>();
@@ -211,7 +224,7 @@ impl Layout {
     pub fn pages_read_at_open(&self) -> u32 {
         match self.version {
             FormatVersion::V1 => self.pages(),
-            FormatVersion::V2 => self.first_descriptor_page(),
+            FormatVersion::V2 | FormatVersion::V3 => self.first_descriptor_page(),
         }
     }
 
@@ -292,8 +305,8 @@ impl Superblock {
         out.put_u64_le(self.checkpoint);
         out.put_u64_le(self.pages_fingerprint);
         out.put_u64_le(self.stale_lsn);
-        if self.shape.journal == JournalPlace::Apart {
-            out.put_u64_le(u64::from(JOURNAL_APART));
+        if self.flags() != 0 {
+            out.put_u64_le(u64::from(self.flags()));
             out.put_u64_le(self.journal_generation);
         }
         out.resize(SUPERBLOCK_LEN - 4, 0);
@@ -303,12 +316,15 @@ impl Superblock {
         out.freeze()
     }
 
+    fn flags(&self) -> u16 {
+        let apart = if self.shape.journal == JournalPlace::Apart { JOURNAL_APART } else { 0 };
+        let layers = if self.version == FormatVersion::V3 { LAYERS } else { 0 };
+        apart | layers
+    }
+
     /// A program that does not know a flag must not open the drive, so flags have a version.
     fn version_on_drive(&self) -> u16 {
-        match self.shape.journal {
-            JournalPlace::Inside => self.version as u16,
-            JournalPlace::Apart => VERSION_WITH_FLAGS,
-        }
+        if self.flags() == 0 { self.version as u16 } else { VERSION_WITH_FLAGS }
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, DiskError> {
@@ -322,10 +338,11 @@ impl Superblock {
         if crc32c::crc32c(&bytes[..SUPERBLOCK_LEN - 4]) != stored.get_u32_le() {
             return Err(DiskError::Crc);
         }
-        let (version, journal) = match body.get_u16_le() {
-            1 => (FormatVersion::V1, JournalPlace::Inside),
-            2 => (FormatVersion::V2, JournalPlace::Inside),
-            VERSION_WITH_FLAGS => (FormatVersion::V2, JournalPlace::Apart),
+        let version = body.get_u16_le();
+        let (is_v1, has_flags) = match version {
+            1 => (true, false),
+            2 => (false, false),
+            VERSION_WITH_FLAGS => (false, true),
             other => return Err(DiskError::Version(other)),
         };
         let media = match body.get_u16_le() {
@@ -339,12 +356,12 @@ impl Superblock {
             media,
             drive_bytes: body.get_u64_le(),
             journal_bytes: body.get_u64_le(),
-            journal,
+            journal: JournalPlace::Inside,
             replicas_max: body.get_u32_le(),
         };
         let pages_written = body.get_u32_le();
         let mut found = Self {
-            version,
+            version: if is_v1 { FormatVersion::V1 } else { FormatVersion::V2 },
             uuid: DriveUuid(uuid),
             shape,
             sequence: body.get_u64_le(),
@@ -357,9 +374,16 @@ impl Superblock {
             stale_lsn: body.get_u64_le(),
             journal_generation: 0,
         };
-        if journal == JournalPlace::Apart {
-            if body.get_u64_le() != u64::from(JOURNAL_APART) {
+        if has_flags {
+            let flags = body.get_u64_le();
+            if flags == 0 || flags & !u64::from(JOURNAL_APART | LAYERS) != 0 {
                 return Err(DiskError::Field("flags"));
+            }
+            if flags & u64::from(LAYERS) != 0 {
+                found.version = FormatVersion::V3;
+            }
+            if flags & u64::from(JOURNAL_APART) != 0 {
+                found.shape.journal = JournalPlace::Apart;
             }
             found.journal_generation = body.get_u64_le();
         }

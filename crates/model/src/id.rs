@@ -113,6 +113,11 @@ hex_id!(
     ReplicaId, u64, "rep-", "16"
 );
 hex_id!(
+    /// A frozen state of a replica: the same on all replicas of a group. Never used again for one
+    /// of them.
+    LayerId, u64, "lay-", "16"
+);
+hex_id!(
     /// One run of a process. A new value tells the manager that the process restarted.
     BootId, u64, "boot-", "16"
 );

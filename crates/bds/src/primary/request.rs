@@ -449,6 +449,9 @@ fn status_of(error: &OpError) -> Status {
         | OpError::Full
         | OpError::Memory { .. }
         | OpError::Withdrawn
+        | OpError::Layers { .. }
+        | OpError::NoLayers
+        | OpError::UnknownLayer
         | OpError::DriveFailed => Status::Moved,
     }
 }

@@ -84,10 +84,18 @@ impl ExtentMap {
             .take_while(move |&(extent, _)| extent <= last)
     }
 
-    pub fn last(&self) -> Option<u32> {
-        let (&key, chunk) = self.chunks.last_key_value()?;
-        let mut used = (0..CHUNK_EXTENTS).zip(chunk.slots).filter(|&(_, slot)| slot != NONE);
-        used.next_back().map(|(index, _)| key * CHUNK_EXTENTS + index)
+    /// The last extent before `end`, if there is one.
+    pub fn last_before(&self, end: Option<u32>) -> Option<u32> {
+        let last = end.map_or(Some(u32::MAX), |end| end.checked_sub(1))?;
+        let chunks = self.chunks.range(..=last / CHUNK_EXTENTS).rev();
+        let mut used = chunks.flat_map(|(&key, chunk)| {
+            let first = key * CHUNK_EXTENTS;
+            (0..CHUNK_EXTENTS)
+                .zip(chunk.slots)
+                .rev()
+                .map(move |(index, slot)| (first + index, slot))
+        });
+        used.find(|&(extent, slot)| slot != NONE && extent <= last).map(|(extent, _)| extent)
     }
 
     /// Takes at least `count` extents out, if there are as many, and returns their slots.
@@ -146,7 +154,11 @@ mod tests {
                 let some: Vec<_> = plain.range(first..=last).map(|(&e, &s)| (e, s)).collect();
                 prop_assert_eq!(map.range(first, last).collect::<Vec<_>>(), some);
             }
-            prop_assert_eq!(map.last(), plain.keys().next_back().copied());
+            prop_assert_eq!(map.last_before(None), plain.keys().next_back().copied());
+            for end in [first, last, far] {
+                let before = plain.range(..end).next_back().map(|(&extent, _)| extent);
+                prop_assert_eq!(map.last_before(Some(end)), before);
+            }
             prop_assert_eq!(map.memory() > 0, map.len() > 0);
             let mut taken = Vec::new();
             while map.len() > 0 {

@@ -200,6 +200,7 @@ impl Table {
                 descriptor.set_mod_seq(unit, ModSeq::NONE);
                 descriptor.set_valid(unit, u16::MAX);
                 descriptor.set_lost(unit, u16::MAX);
+                descriptor.set_cleared(unit, 0);
             }
         }
     }
@@ -212,10 +213,12 @@ impl Table {
         let mut owners = Vec::new();
         for replica in self.replicas.values() {
             let birth = replica.birth;
-            let extents = replica.extents.iter().filter(|(_, slot)| here.contains(slot));
-            owners.extend(
-                extents.map(|(extent, slot)| (slot, SlotOwner { birth, extent, layer: 0 })),
-            );
+            for (layer, map) in replica.maps() {
+                let extents = map.iter().filter(|(_, slot)| here.contains(slot));
+                let owned =
+                    extents.map(|(extent, slot)| (slot, SlotOwner { birth, extent, layer }));
+                owners.extend(owned);
+            }
         }
         let (per_page, slot_blocks) = (self.per_page, self.layout.slot_blocks);
         let frame = self.cache.get_mut(page).expect("the caller has it");

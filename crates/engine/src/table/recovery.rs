@@ -7,10 +7,13 @@
 //! Invariants: a record changes nothing on a page that has seen it; what the drive returned is not
 //! trusted to be free of contradiction.
 
+mod layers;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use format::disk::{
     journal::{PlacedUnit, Record},
+    layers::{LayerRecord, Layers},
     map::{MapPage, SlotOwner},
     page::{self, Descriptor, Owner, PageHeader, PageKind, ReplicaRow},
 };
@@ -24,8 +27,8 @@ pub struct Recovering {
     /// The rows as pages and records give them.
     rows: BTreeMap<u32, ReplicaRow>,
     births: BTreeMap<ReplicaId, u64>,
-    /// By the births of their owners, dead or alive. Empty in version 1.
-    maps: BTreeMap<u64, ExtentMap>,
+    /// By the births of their owners, dead or alive, and their layers. Empty in version 1.
+    maps: BTreeMap<(u64, u16), ExtentMap>,
     /// Slots whose extent another slot holds too, until a record says which of them does.
     rivals: Vec<(SlotOwner, u32)>,
 }
@@ -105,13 +108,14 @@ impl Recovering {
     }
 
     fn note(&mut self, owner: SlotOwner, slot: u32) {
-        if let Some(rival) = self.maps.entry(owner.birth).or_default().insert(owner.extent, slot) {
+        let map = self.maps.entry((owner.birth, owner.layer)).or_default();
+        if let Some(rival) = map.insert(owner.extent, slot) {
             self.rivals.push((owner, rival));
         }
     }
 
     fn forget(&mut self, owner: SlotOwner, slot: u32) {
-        let map = self.maps.entry(owner.birth).or_default();
+        let map = self.maps.entry((owner.birth, owner.layer)).or_default();
         if map.get(owner.extent) == Some(slot) {
             map.remove(owner.extent);
         } else {
@@ -145,6 +149,13 @@ impl Recovering {
             Record::Replica { index, .. } | Record::Remove { index, .. } => {
                 *index < layout.replica_pages
             }
+            Record::Layer(LayerRecord::Relabel { slot, .. }) => slot_ok(*slot),
+            Record::Layer(LayerRecord::Masks(masks)) => slot_ok(masks.slot) && unit_ok(masks.unit),
+            Record::Layer(
+                LayerRecord::Freeze { index, .. }
+                | LayerRecord::Release { index, .. }
+                | LayerRecord::Merged { index, .. },
+            ) => *index < layout.replica_pages,
             Record::Seal => true,
         }
     }
@@ -168,7 +179,16 @@ impl Recovering {
             }
             Record::Clear { slot, .. } => pages.push(table.descriptor_page(*slot)),
             Record::Free { slot, .. } => pages.push(table.owner_page(*slot)),
-            Record::Replica { .. } | Record::Remove { .. } | Record::Seal => {}
+            Record::Layer(LayerRecord::Relabel { slot, .. }) => {
+                pages.push(table.owner_page(*slot));
+            }
+            Record::Layer(LayerRecord::Masks(masks)) => {
+                pages.push(table.descriptor_page(masks.slot));
+                if masks.fresh {
+                    pages.push(table.owner_page(masks.slot));
+                }
+            }
+            Record::Replica { .. } | Record::Remove { .. } | Record::Seal | Record::Layer(_) => {}
         }
         pages
     }
@@ -201,11 +221,12 @@ impl Recovering {
                     self.put_owner(lsn, slot, owner);
                 }
             }
-            Record::Set { slot, owner, fresh, unit, mod_seq, valid, crcs } => {
+            Record::Set { slot, owner, fresh, unit, mod_seq, valid, cleared, crcs } => {
                 let (describes, owns) = self.is_new(*slot, lsn);
                 if describes {
-                    let (mod_seq, valid, crcs) = (*mod_seq, *valid, crcs.clone());
-                    let placed = PlacedUnit { unit: *unit, mod_seq, valid, crcs };
+                    let (mod_seq, valid, cleared) = (*mod_seq, *valid, *cleared);
+                    let crcs = crcs.clone();
+                    let placed = PlacedUnit { unit: *unit, mod_seq, valid, cleared, crcs };
                     self.table.put_unit(lsn, *slot, *owner, *fresh, &placed);
                 }
                 if *fresh && owns {
@@ -240,12 +261,12 @@ impl Recovering {
                 if lsn > self.table.page_lsn(*index) {
                     let (replica, size, meta) = (*replica, *size, meta.clone());
                     let before = self.rows.get(index).filter(|row| row.replica == replica);
-                    let birth = match before {
-                        Some(row) => row.birth,
-                        None if self.table.has_maps() => lsn,
-                        None => 0,
+                    let (birth, layers) = match before {
+                        Some(row) => (row.birth, row.layers.clone()),
+                        None if self.table.has_maps() => (lsn, Layers::default()),
+                        None => (0, Layers::default()),
                     };
-                    self.put_row(*index, ReplicaRow { replica, size, birth, meta });
+                    self.put_row(*index, ReplicaRow { replica, size, birth, layers, meta });
                     self.table.touch(*index, lsn);
                 }
             }
@@ -260,6 +281,7 @@ impl Recovering {
                 self.free_all_v1(lsn, *replica);
             }
             Record::Seal => {}
+            Record::Layer(record) => self.replay_layers(lsn, record),
         }
     }
 
@@ -278,7 +300,7 @@ impl Recovering {
         // What a replica that is gone owned was freed with it: such an owner is as good as none.
         let alive = self.births.get(&owner.replica).copied();
         let birth = alive.filter(|&birth| birth <= lsn).unwrap_or(lsn);
-        let owner = SlotOwner { birth, extent: owner.extent, layer: 0 };
+        let owner = SlotOwner { birth, extent: owner.extent, layer: owner.layer };
         if let Some(before) = self.table.slot_owner(slot) {
             self.forget(before, slot);
         }
@@ -335,23 +357,28 @@ impl Recovering {
         }
         let words = at(self.table.layout.slots.div_ceil(64));
         let mut used = vec![0u64; words];
-        let slots = self.table.replicas.values().flat_map(|r| r.extents.iter());
+        let maps = self.table.replicas.values().flat_map(super::Replica::maps);
+        let slots = maps.flat_map(|(_, map)| map.iter());
         slots.for_each(|(_, slot)| used[at(slot / 64)] |= 1 << (slot % 64));
         self.table.replicas_memory = self.table.replicas.values().map(super::Replica::memory).sum();
-        self.table.slots_used = self.table.replicas.values().map(|r| r.extents.len()).sum();
+        self.table.slots_used = self.table.replicas.values().map(super::Replica::slots).sum();
         Recovered { table: self.table, used, stale }
     }
 
     fn finish_maps(&mut self, stale: &mut BTreeSet<ReplicaId>) {
         for (&id, replica) in &mut self.table.replicas {
-            replica.extents = self.maps.remove(&replica.birth).unwrap_or_default();
-            for (owner, slot) in &self.rivals {
-                if owner.birth == replica.birth {
-                    // Only damage leaves two, unless the other was taken away meanwhile.
-                    match replica.extents.get(owner.extent) {
-                        None => drop(replica.extents.insert(owner.extent, *slot)),
-                        Some(_) => drop(stale.insert(id)),
-                    }
+            let birth = replica.birth;
+            let mut map = |layer| self.maps.remove(&(birth, layer)).unwrap_or_default();
+            replica.extents = map(replica.head);
+            for frozen in &mut replica.frozen {
+                frozen.extents = map(frozen.row.number);
+            }
+            for (owner, slot) in self.rivals.iter().filter(|(owner, _)| owner.birth == birth) {
+                let Some(map) = replica.map_of_mut(owner.layer) else { continue };
+                // Only damage leaves two, unless the other was taken away meanwhile.
+                match map.get(owner.extent) {
+                    None => drop(map.insert(owner.extent, *slot)),
+                    Some(_) => drop(stale.insert(id)),
                 }
             }
         }
@@ -400,6 +427,7 @@ impl Table {
     fn insert_replica(&mut self, index: u32, row: &ReplicaRow) {
         let (lsn, was_dirty) = (self.page_lsn(index), self.dirty.contains_key(&index));
         self.put_replica(lsn, index, row);
+        self.put_layers(row);
         if !was_dirty {
             self.dirty.remove(&index);
         }

@@ -101,7 +101,7 @@ pub fn layout(media: Media) -> Layout {
         journal: geometry.journal,
         replicas_max: geometry.replicas_max,
     };
-    Layout::of(&shape, FormatVersion::V2).expect("large enough")
+    Layout::of(&shape, FormatVersion::V3).expect("large enough")
 }
 
 #[test]

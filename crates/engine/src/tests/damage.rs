@@ -232,11 +232,11 @@ fn the_journal_goes_round_many_times() {
 
 #[test]
 fn a_batch_does_not_rely_on_payload_that_it_took_back() {
-    let owner = |raw| Owner { replica: ReplicaId::from_raw(raw), extent: 0 };
+    let owner = |raw| Owner { replica: ReplicaId::from_raw(raw), layer: 0, extent: 0 };
     let place = |slot, raw, old| {
         let unit = |unit: u32| {
             let crcs = (0..16u32).map(|block| slot << 16 | unit << 8 | block).collect();
-            PlacedUnit { unit, mod_seq: seq(1), valid: u16::MAX, crcs }
+            PlacedUnit { unit, mod_seq: seq(1), valid: u16::MAX, cleared: 0, crcs }
         };
         Record::Place { slot, owner: owner(raw), old, units: vec![unit(0), unit(1)] }
     };
@@ -266,7 +266,8 @@ fn a_batch_does_not_rely_on_payload_that_it_took_back() {
     let data = Record::Data { slot: 1, owner: owner(1), fresh, mod_seq, first: 4, crcs };
     check(vec![place(1, 1, None), data], &[(1, 0, 4), (1, 6, 26)]);
     let (unit, valid, crcs) = (1, 1, vec![0]);
-    let set = Record::Set { slot: 1, owner: owner(1), fresh, unit, mod_seq, valid, crcs };
+    let (owner_1, cleared) = (owner(1), 0);
+    let set = Record::Set { slot: 1, owner: owner_1, fresh, unit, mod_seq, valid, cleared, crcs };
     check(vec![place(1, 1, None), set], &[(1, 0, 16)]);
 }
 

@@ -22,7 +22,7 @@ fn little() -> Geometry {
 fn layout() -> Layout {
     let Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, .. } = little();
     let shape = DriveShape { media, drive_bytes, journal_bytes, journal, replicas_max };
-    Layout::of(&shape, FormatVersion::V2).expect("large enough")
+    Layout::of(&shape, FormatVersion::V3).expect("large enough")
 }
 
 fn create(bench: &mut Bench, raw: u64, size: u64) -> Result<Outcome, OpError> {

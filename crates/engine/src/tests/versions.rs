@@ -5,7 +5,10 @@
 //! the replica held.
 
 use format::disk::FormatVersion;
-use model::{id::ReplicaId, volume::Media};
+use model::{
+    id::{LayerId, ReplicaId},
+    volume::Media,
+};
 
 use super::{
     cases::{SIZE, content, read, replica, write, zero},
@@ -88,6 +91,8 @@ fn drives_of_version_1_are_opened_read_and_changed() {
             assert_eq!((content_crc(&mut bench), digest(&mut bench)), (crc, digest_before));
             assert_eq!(bench.engine.usage().slots_used, used);
         }
+        let freeze = Request::Freeze { replica: replica(), layer: LayerId::from_raw(1) };
+        assert_eq!(bench.ask(freeze), Err(OpError::NoLayers));
         let remove = Request::RemoveReplica { replica: replica() };
         assert_eq!(bench.ask(remove), Ok(Outcome::Done));
         bench.cycle();

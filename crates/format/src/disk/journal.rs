@@ -22,6 +22,7 @@ use model::{
 use super::{
     BATCH_BYTES_MAX, BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, LSN_LIMIT, REPLICA_BYTES_MAX,
     UNIT_BLOCKS,
+    layers::LayerRecord,
     page::{META_LEN_MAX, Owner},
 };
 
@@ -45,8 +46,16 @@ const _: () = assert!(RECORD_LEN_MAX >= RECORD_HEAD_LEN + 16 * (16 + 64));
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// Blocks from `first` on have this content (in the batch's payload).
-    Data { slot: u32, owner: Owner, fresh: bool, mod_seq: ModSeq, first: u32, crcs: Vec<u32> },
-    /// One unit of a slot is exactly this (content in the batch's payload).
+    Data {
+        slot: u32,
+        owner: Owner,
+        fresh: bool,
+        mod_seq: ModSeq,
+        first: u32,
+        crcs: Vec<u32>,
+    },
+    /// One unit of a slot is exactly this (content in the batch's payload); `cleared` blocks read
+    /// as zeros, whatever older layers have.
     Set {
         slot: u32,
         owner: Owner,
@@ -54,23 +63,54 @@ pub enum Record {
         unit: u32,
         mod_seq: ModSeq,
         valid: u16,
+        cleared: u16,
         crcs: Vec<u32>,
     },
     /// The extent is now in `slot`, whose content was written there before; `old` is free.
-    Place { slot: u32, owner: Owner, old: Option<u32>, units: Vec<PlacedUnit> },
+    Place {
+        slot: u32,
+        owner: Owner,
+        old: Option<u32>,
+        units: Vec<PlacedUnit>,
+    },
     /// These blocks read as zeros.
-    Clear { slot: u32, owner: Owner, mod_seq: ModSeq, first: u32, count: u32 },
+    Clear {
+        slot: u32,
+        owner: Owner,
+        mod_seq: ModSeq,
+        first: u32,
+        count: u32,
+    },
     /// The extent holds nothing any more.
-    Free { slot: u32, owner: Owner },
+    Free {
+        slot: u32,
+        owner: Owner,
+    },
     /// Row `index` of the replica table.
-    Replica { index: u32, replica: ReplicaId, size: u64, meta: Bytes },
+    Replica {
+        index: u32,
+        replica: ReplicaId,
+        size: u64,
+        meta: Bytes,
+    },
     /// The replica and all its slots are gone.
-    Remove { index: u32, replica: ReplicaId },
+    Remove {
+        index: u32,
+        replica: ReplicaId,
+    },
     /// Nothing: it makes what went before known to be durable.
     Seal,
     /// Blocks from `first` on, which held nothing, have this content; it was written to the slot
     /// before.
-    Direct { slot: u32, owner: Owner, fresh: bool, mod_seq: ModSeq, first: u32, crcs: Vec<u32> },
+    Direct {
+        slot: u32,
+        owner: Owner,
+        fresh: bool,
+        mod_seq: ModSeq,
+        first: u32,
+        crcs: Vec<u32>,
+    },
+    Layer(LayerRecord),
 }
 
 /// An unit as [`Record::Place`] puts it; `crcs` for its valid blocks.
@@ -79,6 +119,7 @@ pub struct PlacedUnit {
     pub unit: u32,
     pub mod_seq: ModSeq,
     pub valid: u16,
+    pub cleared: u16,
     pub crcs: Vec<u32>,
 }
 
@@ -98,23 +139,30 @@ mod kind {
 ///
 /// ```text
 ///  0 kind u8   1 flags u8 (1: fresh)   2 a u16   4 b u16   6 length u16 (whole record)
-///  8 slot u32  12 extent u32  16 replica u64  24 number u64  32 old u32  36 zero u32
+///  8 slot u32  12 extent u32  16 replica u64  24 number u64  32 old u32  36 layer u16  38 c u16
 /// ```
 #[derive(Debug, Clone, Copy, Default)]
-struct Head {
-    kind: u8,
-    fresh: bool,
-    a: u16,
-    b: u16,
-    slot: u32,
-    extent: u32,
-    replica: u64,
-    number: u64,
-    old: u32,
+pub(super) struct Head {
+    pub kind: u8,
+    pub fresh: bool,
+    pub a: u16,
+    pub b: u16,
+    pub slot: u32,
+    pub extent: u32,
+    pub replica: u64,
+    pub number: u64,
+    pub old: u32,
+    pub layer: u16,
+    pub c: u16,
 }
 
 impl Head {
-    fn put(self, tail_len: usize, out: &mut BytesMut) {
+    pub fn of(kind: u8, slot: u32, owner: &Owner) -> Self {
+        let Owner { replica, layer, extent } = *owner;
+        Self { kind, slot, extent, layer, replica: replica.raw(), ..Self::default() }
+    }
+
+    pub fn put(self, tail_len: usize, out: &mut BytesMut) {
         let len = (RECORD_HEAD_LEN + tail_len).next_multiple_of(8);
         assert!(len <= RECORD_LEN_MAX, "record of {len} bytes");
         out.put_u8(self.kind);
@@ -127,11 +175,13 @@ impl Head {
         out.put_u64_le(self.replica);
         out.put_u64_le(self.number);
         out.put_u32_le(self.old);
-        out.put_u32_le(0);
+        out.put_u16_le(self.layer);
+        out.put_u16_le(self.c);
     }
 
-    fn owner(&self) -> Owner {
-        Owner { replica: ReplicaId::from_raw(self.replica), extent: self.extent }
+    pub fn owner(&self) -> Owner {
+        let replica = ReplicaId::from_raw(self.replica);
+        Owner { replica, layer: self.layer, extent: self.extent }
     }
 }
 
@@ -143,7 +193,7 @@ fn pad(out: &mut BytesMut) {
     out.resize(out.len().next_multiple_of(8), 0);
 }
 
-fn put_crcs(out: &mut BytesMut, crcs: &[u32]) {
+pub(super) fn put_crcs(out: &mut BytesMut, crcs: &[u32]) {
     for &crc in crcs {
         out.put_u32_le(crc);
     }
@@ -170,15 +220,11 @@ pub fn put_direct(out: &mut BytesMut, data: &DataHead, crcs: &[u32]) {
 
 fn put_blocks(kind: u8, out: &mut BytesMut, data: &DataHead, crcs: &[u32]) {
     let head = Head {
-        kind,
         fresh: data.fresh,
         a: narrow(data.first),
         b: u16::try_from(crcs.len()).expect("a record is bounded"),
-        slot: data.slot,
-        extent: data.owner.extent,
-        replica: data.owner.replica.raw(),
         number: data.mod_seq.raw(),
-        old: 0,
+        ..Head::of(kind, data.slot, &data.owner)
     };
     head.put(4 * crcs.len(), out);
     put_crcs(out, crcs);
@@ -187,13 +233,8 @@ fn put_blocks(kind: u8, out: &mut BytesMut, data: &DataHead, crcs: &[u32]) {
 impl Record {
     pub fn put(&self, out: &mut BytesMut) {
         let start = out.len();
-        let base = |kind, slot: u32, owner: &Owner| Head {
-            kind,
-            slot,
-            extent: owner.extent,
-            replica: owner.replica.raw(),
-            ..Head::default()
-        };
+        let base = Head::of;
+        let row = |replica: &ReplicaId| Owner { replica: *replica, layer: 0, extent: 0 };
         match self {
             Self::Data { slot, owner, fresh, mod_seq, first, crcs } => {
                 let (slot, owner, fresh) = (*slot, *owner, *fresh);
@@ -205,9 +246,10 @@ impl Record {
                 let head = DataHead { slot, owner, fresh, mod_seq: *mod_seq, first: *first };
                 put_direct(out, &head, crcs);
             }
-            Self::Set { slot, owner, fresh, unit, mod_seq, valid, crcs } => {
+            Self::Set { slot, owner, fresh, unit, mod_seq, valid, cleared, crcs } => {
                 let head = Head {
                     fresh: *fresh,
+                    old: u32::from(*cleared),
                     a: narrow(*unit),
                     b: *valid,
                     ..base(kind::SET, *slot, owner)
@@ -224,7 +266,8 @@ impl Record {
                     out.put_u64_le(unit.mod_seq.raw());
                     out.put_u16_le(narrow(unit.unit));
                     out.put_u16_le(unit.valid);
-                    out.put_u32_le(0);
+                    out.put_u16_le(unit.cleared);
+                    out.put_u16_le(0);
                     for &crc in &unit.crcs {
                         out.put_u32_le(crc);
                     }
@@ -238,28 +281,32 @@ impl Record {
             }
             Self::Free { slot, owner } => base(kind::FREE, *slot, owner).put(0, out),
             Self::Replica { index, replica, size, meta } => {
-                let owner = Owner { replica: *replica, extent: 0 };
-                let head = Head { number: *size, ..base(kind::REPLICA, *index, &owner) };
+                let head = Head { number: *size, ..base(kind::REPLICA, *index, &row(replica)) };
                 let len = u16::try_from(meta.len()).expect("metadata is bounded");
                 Head { b: len, ..head }.put(meta.len(), out);
                 out.put_slice(meta);
                 pad(out);
             }
             Self::Remove { index, replica } => {
-                base(kind::REMOVE, *index, &Owner { replica: *replica, extent: 0 }).put(0, out);
+                base(kind::REMOVE, *index, &row(replica)).put(0, out);
             }
             Self::Seal => Head { kind: kind::SEAL, ..Head::default() }.put(0, out),
+            Self::Layer(record) => record.put(out),
         }
         assert_eq!((out.len() - start) % 8, 0, "records keep their alignment");
     }
 
     /// Payload blocks that belong to the record.
     pub fn payload_blocks(&self) -> u32 {
+        u32::try_from(self.payload_crcs().len()).expect("bounded by the decoder")
+    }
+
+    /// Of each of these.
+    pub fn payload_crcs(&self) -> &[u32] {
         match self {
-            Self::Data { crcs, .. } | Self::Set { crcs, .. } => {
-                u32::try_from(crcs.len()).expect("bounded by the decoder")
-            }
-            _ => 0,
+            Self::Data { crcs, .. } | Self::Set { crcs, .. } => crcs,
+            Self::Layer(LayerRecord::Masks(masks)) => masks.payload_crcs(),
+            _ => &[],
         }
     }
 
@@ -281,7 +328,7 @@ impl Record {
         (head.slot, head.extent) = (bytes.get_u32_le(), bytes.get_u32_le());
         (head.replica, head.number) = (bytes.get_u64_le(), bytes.get_u64_le());
         head.old = bytes.get_u32_le();
-        bytes.advance(4);
+        (head.layer, head.c) = (bytes.get_u16_le(), bytes.get_u16_le());
         Self::from_parts(head, bytes)
     }
 
@@ -301,7 +348,9 @@ impl Record {
             kind::SET => {
                 let unit = unit_in_slot(head.a)?;
                 let crcs = take_crcs(&mut tail, head.b.count_ones())?;
-                Ok(Self::Set { slot, owner, fresh, unit, mod_seq, valid: head.b, crcs })
+                let (valid, cleared) = (head.b, (head.old & 0xffff) as u16);
+                check_cleared(valid, cleared)?;
+                Ok(Self::Set { slot, owner, fresh, unit, mod_seq, valid, cleared, crcs })
             }
             kind::PLACE => {
                 let old = (head.old != NO_SLOT).then_some(head.old);
@@ -329,7 +378,10 @@ impl Record {
             }
             kind::REMOVE => Ok(Self::Remove { index: slot, replica: owner.replica }),
             kind::SEAL => Ok(Self::Seal),
-            _ => Err(DiskError::Field("record kind")),
+            _ => match LayerRecord::take(&head, &mut tail)? {
+                Some(record) => Ok(Self::Layer(record)),
+                None => Err(DiskError::Field("record kind")),
+            },
         }
     }
 }
@@ -340,13 +392,18 @@ fn take_placed(tail: &mut &[u8]) -> Result<PlacedUnit, DiskError> {
     }
     let mod_seq = ModSeq::from_raw(tail.get_u64_le());
     let unit = unit_in_slot(tail.get_u16_le())?;
-    let valid = tail.get_u16_le();
-    tail.advance(4);
+    let (valid, cleared) = (tail.get_u16_le(), tail.get_u16_le());
+    tail.advance(2);
+    check_cleared(valid, cleared)?;
     let crcs = take_crcs(tail, valid.count_ones())?;
-    Ok(PlacedUnit { unit, mod_seq, valid, crcs })
+    Ok(PlacedUnit { unit, mod_seq, valid, cleared, crcs })
 }
 
-fn take_crcs(tail: &mut &[u8], count: u32) -> Result<Vec<u32>, DiskError> {
+fn check_cleared(valid: u16, cleared: u16) -> Result<(), DiskError> {
+    if valid & cleared != 0 { Err(DiskError::Field("masks")) } else { Ok(()) }
+}
+
+pub(super) fn take_crcs(tail: &mut &[u8], count: u32) -> Result<Vec<u32>, DiskError> {
     let count = usize::try_from(count).map_err(|_| DiskError::Field("count"))?;
     if tail.len() / 4 < count {
         return Err(DiskError::Short);
@@ -362,7 +419,7 @@ fn range_in_slot(first: u16, count: u16) -> Result<(u32, u32), DiskError> {
     Ok((first, count))
 }
 
-fn unit_in_slot(unit: u16) -> Result<u32, DiskError> {
+pub(super) fn unit_in_slot(unit: u16) -> Result<u32, DiskError> {
     let unit = u32::from(unit);
     if unit >= SLOT_BLOCKS_MAX / UNIT_BLOCKS {
         return Err(DiskError::Field("unit"));

@@ -15,7 +15,7 @@ use model::{epoch::ModSeq, id::ReplicaId};
 
 use super::{
     BLOCK_LEN, COUNT_LIMIT, DiskError, DriveUuid, FormatVersion, LSN_LIMIT, REPLICA_BYTES_MAX,
-    UNIT_BLOCKS, map::BIRTH_LIMIT,
+    UNIT_BLOCKS, layers::Layers, map::BIRTH_LIMIT,
 };
 
 pub const PAGE_HEADER_LEN: usize = 64;
@@ -140,10 +140,12 @@ pub fn descriptors_per_page(slot_blocks: u32) -> u32 {
     u32::try_from(PAGE_BODY_LEN / descriptor_len(slot_blocks)).expect("a page is small")
 }
 
-/// Who owns a slot: a replica, and which slot-sized extent of it.
+/// Who owns a slot: a replica, and which slot-sized extent of which layer of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
     pub replica: ReplicaId,
+    /// Number of the layer.
+    pub layer: u16,
     pub extent: u32,
 }
 
@@ -151,18 +153,21 @@ pub struct Owner {
 ///
 /// ```text
 ///  0 replica u64   8 extent u32   12 state u8 (0 free, 1 used)   13 zero [3]
-/// 16 per unit: mod_seq u64, valid u16, lost u16, zero [4], CRC32C u32 × 16
+/// 16 per unit: mod_seq u64, valid u16, lost u16, cleared u16, zero [2], CRC32C u32 × 16
 /// ```
 ///
-/// Invariants: a unit with no valid block has `mod_seq` zero; a lost block is valid.
+/// Invariants: a lost block is valid, a cleared one is not; a unit with neither valid nor cleared
+/// blocks has `mod_seq` zero.
 #[derive(Debug, Clone, Copy)]
 pub struct Descriptor<'a>(pub &'a [u8]);
 
 impl Descriptor<'_> {
+    /// In which layer is not said here.
     pub fn owner(self) -> Option<Owner> {
         let mut head = &self.0[..DESCRIPTOR_HEAD_LEN];
         let (replica, extent) = (head.get_u64_le(), head.get_u32_le());
-        (head.get_u8() == USED).then(|| Owner { replica: ReplicaId::from_raw(replica), extent })
+        let replica = ReplicaId::from_raw(replica);
+        (head.get_u8() == USED).then_some(Owner { replica, layer: 0, extent })
     }
 
     pub fn mod_seq(self, unit: u32) -> ModSeq {
@@ -183,6 +188,12 @@ impl Descriptor<'_> {
     /// Blocks of which nothing is known any more, because the page that described them was lost.
     pub fn lost(self, unit: u32) -> u16 {
         let at = unit_at(unit) + 10;
+        u16::from_le_bytes(self.0[at..at + 2].try_into().expect("two bytes"))
+    }
+
+    /// Blocks that read as zeros, whatever older layers have.
+    pub fn cleared(self, unit: u32) -> u16 {
+        let at = unit_at(unit) + 12;
         u16::from_le_bytes(self.0[at..at + 2].try_into().expect("two bytes"))
     }
 
@@ -233,6 +244,11 @@ impl DescriptorMut<'_> {
         self.0[at..at + 2].copy_from_slice(&lost.to_le_bytes());
     }
 
+    pub fn set_cleared(&mut self, unit: u32, cleared: u16) {
+        let at = unit_at(unit) + 12;
+        self.0[at..at + 2].copy_from_slice(&cleared.to_le_bytes());
+    }
+
     pub fn set_crc(&mut self, block: u32, crc: u32) {
         let at = crc_at(block);
         self.0[at..at + 4].copy_from_slice(&crc.to_le_bytes());
@@ -253,7 +269,7 @@ fn crc_at(block: u32) -> usize {
 ///
 /// ```text
 ///  0 replica u64   8 size u64   16 metadata length u16   18 state u8 (0 none, 1 used)   19 zero [5]
-/// 24 birth u64    32 zero [96]
+/// 24 birth u64    32 layers [96], see [`super::layers`]
 /// 128 metadata
 /// ```
 ///
@@ -265,6 +281,8 @@ pub struct ReplicaRow {
     /// LSN of the record that made the replica: what its extents are owned by, so that an id that
     /// comes again finds nothing of its former life. Zero in version 1.
     pub birth: u64,
+    /// None in version 1.
+    pub layers: Layers,
     pub meta: Bytes,
 }
 
@@ -278,19 +296,16 @@ pub fn encode_row(version: FormatVersion, row: Option<&ReplicaRow>) -> Bytes {
     out.put_u16_le(u16::try_from(row.meta.len()).expect("asserted above"));
     out.put_u8(USED);
     out.put_bytes(0, 5);
-    if version == FormatVersion::V2 {
+    if version.has_maps() {
         out.put_u64_le(row.birth);
-        out.put_bytes(0, REPLICA_HEAD_LEN - out.len());
+        row.layers.put(&mut out);
     }
     out.put_slice(&row.meta);
     out.freeze()
 }
 
 pub fn decode_row(version: FormatVersion, body: &[u8]) -> Result<Option<ReplicaRow>, DiskError> {
-    let head_len = match version {
-        FormatVersion::V1 => REPLICA_HEAD_LEN_V1,
-        FormatVersion::V2 => REPLICA_HEAD_LEN,
-    };
+    let head_len = if version.has_maps() { REPLICA_HEAD_LEN } else { REPLICA_HEAD_LEN_V1 };
     if body.len() < head_len {
         return Err(DiskError::Short);
     }
@@ -303,15 +318,19 @@ pub fn decode_row(version: FormatVersion, body: &[u8]) -> Result<Option<ReplicaR
     if used != USED {
         return Ok(None);
     }
-    let birth = if version == FormatVersion::V2 { head.get_u64_le() } else { 0 };
+    let (birth, layers) = match version {
+        FormatVersion::V1 => (0, Layers::default()),
+        FormatVersion::V2 | FormatVersion::V3 => (head.get_u64_le(), Layers::take(head)?),
+    };
     if len > META_LEN_MAX || len > rest.len() {
         return Err(DiskError::Field("metadata length"));
     }
     if size > REPLICA_BYTES_MAX {
         return Err(DiskError::Field("replica size"));
     }
-    if birth >= BIRTH_LIMIT || birth == 0 && version == FormatVersion::V2 {
+    if birth >= BIRTH_LIMIT || birth == 0 && version.has_maps() {
         return Err(DiskError::Field("birth"));
     }
-    Ok(Some(ReplicaRow { replica, size, birth, meta: Bytes::copy_from_slice(&rest[..len]) }))
+    let meta = Bytes::copy_from_slice(&rest[..len]);
+    Ok(Some(ReplicaRow { replica, size, birth, layers, meta }))
 }

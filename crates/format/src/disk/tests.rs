@@ -1,5 +1,8 @@
 use bytes::BytesMut;
-use model::{epoch::ModSeq, id::ReplicaId};
+use model::{
+    epoch::ModSeq,
+    id::{LayerId, ReplicaId},
+};
 use proptest::prelude::*;
 
 use super::{
@@ -7,6 +10,7 @@ use super::{
     journal::{
         BatchHeader, PlacedUnit, RECORD_LEN_MAX, Record, begin_batch, decode_batch, finish_batch,
     },
+    layers::{FrozenLayer, LAYERS_MAX, LayerRecord, Layers, Masks},
     map::{BIRTH_LIMIT, MapPage, MapPageMut, PageEntry, SlotOwner},
     page::{
         Descriptor, DescriptorMut, META_LEN_MAX, Owner, PAGE_BODY_LEN, PAGE_HEADER_LEN, PageHeader,
@@ -55,15 +59,24 @@ fn journal_head() -> JournalHead {
 }
 
 fn owner() -> Owner {
-    Owner { replica: ReplicaId::from_raw(0xabcd), extent: 6 }
+    Owner { replica: ReplicaId::from_raw(0xabcd), layer: 0, extent: 6 }
 }
 
 fn records() -> Vec<Record> {
     let (slot, owner, mod_seq) = (9, owner(), ModSeq::from_raw(0x1_0000_0002));
-    let unit = PlacedUnit { unit: 2, mod_seq, valid: 0b101, crcs: vec![0xc1, 0xc2] };
+    let unit = PlacedUnit { unit: 2, mod_seq, valid: 0b101, cleared: 0, crcs: vec![0xc1, 0xc2] };
     vec![
         Record::Data { slot, owner, fresh: true, mod_seq, first: 3, crcs: vec![0xd1, 0xd2, 0xd3] },
-        Record::Set { slot, owner, fresh: false, unit: 1, mod_seq, valid: 0x8000, crcs: vec![7] },
+        Record::Set {
+            slot,
+            owner,
+            fresh: false,
+            unit: 1,
+            mod_seq,
+            valid: 0x8000,
+            cleared: 0,
+            crcs: vec![7],
+        },
         Record::Place { slot, owner, old: Some(8), units: vec![unit] },
         Record::Place { slot, owner, old: None, units: vec![] },
         Record::Clear { slot, owner, mod_seq, first: 250, count: 6 },
@@ -78,6 +91,40 @@ fn records() -> Vec<Record> {
         Record::Seal,
         Record::Direct { slot, owner, fresh: true, mod_seq, first: 200, crcs: vec![0xe1, 0xe2] },
     ]
+}
+
+fn layer_records() -> Vec<Record> {
+    let (slot, replica, mod_seq) = (9, owner().replica, ModSeq::from_raw(0x1_0000_0002));
+    let owner = Owner { layer: 0xabc, ..owner() };
+    let (index, layer) = (1, LayerId::from_raw(0x55aa));
+    let (valid, cleared) = (0x8001, 0x7000);
+    let unit = PlacedUnit { unit: 2, mod_seq, valid, cleared, crcs: vec![0xc1, 0xc2] };
+    let masks = Masks {
+        slot,
+        owner,
+        fresh: true,
+        unit: 1,
+        mod_seq,
+        valid: 0x803,
+        cleared: 0x10,
+        filled: 0x801,
+        lost: 2,
+        crcs: vec![0xe1, 0xe2, 0xe3],
+    };
+    let layers = [
+        LayerRecord::Freeze { index, replica, layer, head: 3 },
+        LayerRecord::Release { index, replica, layer },
+        LayerRecord::Merged { index, replica, layer },
+        LayerRecord::Relabel { slot, owner },
+        LayerRecord::Masks(masks),
+    ];
+    let crcs = vec![0xd1, 0xd2];
+    let others = [
+        Record::Data { slot, owner, fresh: true, mod_seq, first: 3, crcs: crcs.clone() },
+        Record::Set { slot, owner, fresh: false, unit: 1, mod_seq, valid, cleared, crcs },
+        Record::Place { slot, owner, old: Some(8), units: vec![unit] },
+    ];
+    layers.map(Record::Layer).into_iter().chain(others).collect()
 }
 
 fn batch(records: &[Record]) -> Bytes {
@@ -106,8 +153,16 @@ fn row() -> ReplicaRow {
         replica: ReplicaId::from_raw(0xabcd),
         size: 1 << 30,
         birth: 0x1234_5678,
+        layers: Layers::default(),
         meta: Bytes::from_static(b"meta"),
     }
+}
+
+fn layered_row() -> ReplicaRow {
+    let layer =
+        |id, number, is_released| FrozenLayer { id: LayerId::from_raw(id), number, is_released };
+    let frozen = vec![layer(0x77, 9, true), layer(0x88, 2, false)];
+    ReplicaRow { layers: Layers { head: 3, frozen }, ..row() }
 }
 
 fn descriptor(slot_blocks: u32) -> Vec<u8> {
@@ -155,6 +210,9 @@ fn structures_have_their_bytes() {
         let row = encode_row(version, Some(&row()));
         encode_page(UUID, &page_header(PageKind::Replica), &row)
     };
+    let layered = encode_row(FormatVersion::V3, Some(&layered_row()));
+    let layered = encode_page(UUID, &page_header(PageKind::Replica), &layered);
+    let superblock_v3 = Superblock { version: FormatVersion::V3, ..superblock() };
     let superblock_v1 = Superblock { version: FormatVersion::V1, ..superblock() };
     let found = [
         ("superblock", dump(&superblock().encode())),
@@ -166,6 +224,9 @@ fn structures_have_their_bytes() {
         ("replica page", dump(&replica(FormatVersion::V2))),
         ("replica page, version 1", dump(&replica(FormatVersion::V1))),
         ("batch", dump(&batch(&records()))),
+        ("superblock, version 3", dump(&superblock_v3.encode())),
+        ("replica page, layers", dump(&layered)),
+        ("batch, layers", dump(&batch(&layer_records()))),
     ];
     let text: String = found.iter().map(|(name, bytes)| format!("{name}\n{bytes}")).collect();
     let golden = include_str!("golden.txt");
@@ -188,6 +249,8 @@ fn layouts_have_their_offsets() {
     assert_eq!((ssd.journal_offset, ssd.slots_offset), (0x40_0000, 0x140_0000));
     assert_eq!((ssd.page_offset(0, 0), ssd.page_offset(0, 1)), (0x1_0000, 0x1_0000 + 501 * BLOCK));
     assert_eq!((ssd.pages_read_at_open(), ssd.first_descriptor_page()), (119, 119));
+    let v3 = Layout::of(&shape(Media::Ssd), FormatVersion::V3).expect("large enough");
+    assert_eq!(Layout { version: FormatVersion::V2, ..v3 }, ssd);
     let hdd = v2(Media::Hdd);
     assert_eq!((hdd.slots, hdd.descriptor_pages, hdd.map_pages), (1_002, 334, 5));
     assert_eq!((hdd.journal_offset, hdd.slots_offset), (0x34_0000, 0x140_0000));
@@ -215,7 +278,9 @@ fn a_journal_apart_leaves_its_place_on_the_drive_to_slots() {
 fn a_superblock_says_where_the_journal_lies_and_knows_all_flags() {
     let found = superblock_apart();
     assert_eq!(Superblock::decode(&found.encode()), Ok(found));
-    for flags in [0u16, 2, 3] {
+    let layered = Superblock { version: FormatVersion::V3, ..found };
+    assert_eq!(Superblock::decode(&layered.encode()), Ok(layered));
+    for flags in [0u16, 4, 7] {
         let mut bytes = found.encode().to_vec();
         bytes[104..106].copy_from_slice(&flags.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..508]);
@@ -261,6 +326,17 @@ fn either_copy_of_a_journals_head_is_enough() {
         assert_eq!(JournalHead::newest(&bytes), Some(head));
     }
     assert_eq!(JournalHead::newest(&[0; 2 * BLOCK_LEN]), None);
+}
+
+#[test]
+fn the_number_of_a_layer_comes_again_only_when_no_layer_has_it() {
+    let mut layers = layered_row().layers;
+    layers.head = 0xffff;
+    layers.frozen[0].number = 0;
+    layers.frozen[1].number = 1;
+    assert_eq!(layers.next_number(), 2);
+    layers.freeze(LayerId::from_raw(5), 2);
+    assert_eq!((layers.head, layers.frozen[2].number, layers.next_number()), (2, 0xffff, 3));
 }
 
 #[test]
@@ -313,7 +389,7 @@ fn areas_do_not_overlap_whatever_the_size() {
 #[test]
 fn a_superblock_survives_its_encoding() {
     for media in [Media::Ssd, Media::Hdd] {
-        for version in [FormatVersion::V1, FormatVersion::V2] {
+        for version in [FormatVersion::V1, FormatVersion::V2, FormatVersion::V3] {
             let superblock = Superblock { version, shape: shape(media), ..superblock() };
             assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
         }
@@ -349,6 +425,9 @@ fn a_batch_survives_its_encoding_and_another_drives_is_refused() {
     assert_eq!(found, records());
     assert_eq!((header.first_lsn, header.last_lsn()), (100, 109));
     assert_eq!((header.head_blocks, header.payload_blocks), (1, 4));
+    let layers = batch(&layer_records());
+    let (header, found) = decode_batch(UUID, &layers).expect("it is whole");
+    assert_eq!((found, header.payload_blocks), (layer_records(), 6));
     assert_eq!(decode_batch(OTHER, &bytes), Err(DiskError::Foreign));
     assert_eq!(decode_batch(UUID, &bytes[..4095]), Err(DiskError::Short));
 }
@@ -359,6 +438,7 @@ fn every_flipped_bit_is_found() {
         superblock().encode(),
         encode_page(UUID, &page_header(PageKind::Descriptors), &descriptor(16)),
         batch(&records()),
+        batch(&layer_records()),
     ];
     for (index, bytes) in structures.iter().enumerate() {
         // Behind its sector, a superblock is not looked at.
@@ -438,9 +518,11 @@ proptest! {
         at in 0usize..600,
         value: u8,
         records_count in 0u16..12,
+        layers: bool,
     ) {
         let mut body = BytesMut::new();
-        records().iter().for_each(|record| record.put(&mut body));
+        let records = if layers { layer_records() } else { records() };
+        records.iter().for_each(|record| record.put(&mut body));
         let at = at % body.len();
         body[at] = value;
         let _ = decode_batch(UUID, &forged(records_count, 4, &body));
@@ -454,7 +536,13 @@ proptest! {
     ) {
         let replica = ReplicaId::from_raw(raw);
         let birth = raw % (BIRTH_LIMIT - 1) + 1;
-        let row = ReplicaRow { replica, size, birth, meta: meta.into() };
+        let frozen = (0..raw % (LAYERS_MAX as u64 + 1)).map(|id| FrozenLayer {
+            id: LayerId::from_raw(raw ^ id),
+            number: (raw as u16).wrapping_sub(1 + id as u16),
+            is_released: raw >> id & 1 == 1,
+        });
+        let layers = Layers { head: raw as u16, frozen: frozen.collect() };
+        let row = ReplicaRow { replica, size, birth, layers, meta: meta.into() };
         let (index, replica, meta) = (2, row.replica, row.meta.clone());
         let record = Record::Replica { index, replica, size, meta };
         let mut head = BytesMut::new();

@@ -10,6 +10,7 @@ use model::epoch::ModSeq;
 use super::{
     bench::Bench,
     content::{Tag, ZEROS, crcs_of, tag_of},
+    layers::check_layers,
     model::{Model, Pending, Replica, UNIT},
     plan::Plan,
     requests::{BLOCK, id, meta_of},
@@ -24,6 +25,7 @@ pub fn check(model: &Model, bench: &mut Bench, plan: &Plan) -> Result<Model, Str
     let mut after = Model {
         last_seq: model.last_seq,
         last_tag: model.last_tag,
+        last_layer: model.last_layer,
         past: model.past.clone(),
         ..Model::default()
     };
@@ -38,7 +40,9 @@ pub fn check(model: &Model, bench: &mut Bench, plan: &Plan) -> Result<Model, Str
             return Err(format!("replica {raw} is stale for no reason"));
         }
         let now = check_replica(model, bench, found, plan.mix.blocks_max);
-        let now = now.map_err(|e| format!("replica {raw}: {e}"))?;
+        let mut now = now.map_err(|e| format!("replica {raw}: {e}"))?;
+        let layers = check_layers(model, bench, raw, &mut now);
+        layers.map_err(|e| format!("replica {raw}: {e}"))?;
         after.replicas.insert(raw, now);
     }
     for &raw in model.replicas.keys() {
@@ -58,12 +62,23 @@ pub fn check_space(model: &Model, bench: &Bench, slot_bytes: u64) -> Result<(), 
     for (&raw, replica) in &model.replicas {
         let wanted = replica.extents(extent_blocks) as u64;
         let found = bench.engine.allocated(id(raw)).get();
+        if replica.was_frozen {
+            // What is cleared over a layer takes space, too.
+            if found < wanted * slot_bytes {
+                return Err(format!("replica {raw} has {found} bytes for {wanted} extents"));
+            }
+            sum += found / slot_bytes;
+            continue;
+        }
         if found != wanted * slot_bytes {
             return Err(format!("replica {raw} has {found} bytes for {wanted} extents"));
         }
         sum += wanted;
     }
     let usage = bench.engine.usage();
+    if usage.layers_merging + usage.slots_to_merge > 0 {
+        return Err(format!("{usage:?}: nothing is under way, and layers have not merged"));
+    }
     if usage.slots_used != sum || sum > usage.slots_total {
         return Err(format!("{usage:?}, but the replicas have {sum} slots"));
     }

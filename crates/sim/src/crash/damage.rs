@@ -99,7 +99,7 @@ impl Rest {
             journal: g.journal,
             replicas_max: g.replicas_max,
         };
-        Layout::of(&shape, FormatVersion::V2).expect("an engine was opened on it")
+        Layout::of(&shape, FormatVersion::V3).expect("an engine was opened on it")
     }
 
     /// Where content begins: before it lie superblocks, metadata and journal.

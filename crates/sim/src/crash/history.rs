@@ -12,7 +12,9 @@ use super::{
     journals::check_journals,
     model::{Model, Pending},
     plan::Plan,
-    requests::{BLOCK, Wanted, id, new_tags, remove, set_meta_of, write_of, zero_of},
+    requests::{
+        BLOCK, Wanted, id, layer_id, new_tags, release_of, remove, set_meta_of, write_of, zero_of,
+    },
     trace::Trace,
 };
 use crate::{
@@ -67,6 +69,8 @@ impl History {
                     self.trace.note(|| "the history goes on from here".into());
                     (self.model, bench) = (model, reopened);
                     self.retry(&mut bench);
+                } else {
+                    self.melt(model, reopened)?;
                 }
             }
             if self.is_over() {
@@ -104,7 +108,11 @@ impl History {
     fn give_back(&mut self, bench: &mut Bench) {
         let replica = 1 + self.random.below(self.plan.mix.replicas);
         let size = self.model.replicas.get(&replica).map_or(0, |r| r.size);
-        let wanted = if size > 0 && self.model.is_free(replica, 0, size) {
+        let kept = self.model.kept_layers(replica);
+        let wanted = if !kept.is_empty() && self.random.below(2) == 0 {
+            // What is taken away from a replica with layers stays in these.
+            release_of(replica, *self.random.pick(&kept))
+        } else if size > 0 && self.model.is_free(replica, 0, size) {
             zero_of(&mut self.model, replica, 0, size)
         } else {
             remove(replica)
@@ -126,7 +134,8 @@ impl History {
     fn retry(&mut self, bench: &mut Bench) {
         for wanted in std::mem::take(&mut self.asked).into_values() {
             let known = self.model.replicas.contains_key(&wanted.replica);
-            let again = known && matches!(wanted.pending, Pending::Blocks { .. });
+            let again =
+                known && matches!(wanted.pending, Pending::Blocks { .. } | Pending::Freeze { .. });
             if again && self.random.below(2) == 0 {
                 self.request(bench, Some(wanted));
             }
@@ -134,6 +143,11 @@ impl History {
     }
 
     fn request_read(&mut self, bench: &mut Bench) {
+        if self.random.below(3) == 0
+            && let Some(read) = self.plan.mix.read_layer(&self.model, &mut self.random)
+        {
+            return self.request_layer_read(bench, read);
+        }
         let read = self.plan.mix.read(&self.model, &mut self.random);
         let Some((replica, first, count)) = read else { return };
         let length = u32::try_from(count as u64 * BLOCK).expect("small");
@@ -141,6 +155,20 @@ impl History {
         let token = bench.request(Request::Read { replica: id, offset, length });
         self.trace.note(|| format!("request {}: read {replica} {first}+{count}", token.0));
         self.model.read_requested(token, replica, first, count);
+    }
+
+    fn request_layer_read(
+        &mut self,
+        bench: &mut Bench,
+        (replica, layer, first, count): (u64, u64, usize, usize),
+    ) {
+        let length = u32::try_from(count as u64 * BLOCK).expect("small");
+        let (id, offset) = (id(replica), first as u64 * BLOCK);
+        let request = Request::ReadLayer { replica: id, layer: layer_id(layer), offset, length };
+        let token = bench.request(request);
+        self.trace
+            .note(|| format!("request {}: read {replica} layer {layer} {first}+{count}", token.0));
+        self.model.layer_read_requested(token, replica, layer, first, count);
     }
 
     pub(super) fn take_answers(&mut self, bench: &mut Bench) -> Result<(), String> {
@@ -194,6 +222,23 @@ impl History {
         let model = check(&self.model, &mut reopened, &self.plan)?;
         self.states.set(state + 1);
         Ok((model, reopened))
+    }
+
+    /// When all layers are released and have merged, everything is as if there had been none.
+    fn melt(&self, mut model: Model, mut bench: Bench) -> Result<(), String> {
+        let mut random = Random::new(self.seed ^ self.states.get());
+        for (&raw, replica) in &mut model.replicas {
+            while !replica.layers.is_empty() {
+                let at = random.below(replica.layers.len() as u64) as usize;
+                let layer = replica.layers[at].id;
+                self.trace.note(|| format!("  melt: release {layer} of {raw}"));
+                bench.ask(release_of(raw, layer).request)?;
+                replica.release(layer);
+            }
+            replica.was_frozen = false;
+        }
+        bench.idle();
+        check(&model, &mut bench, &self.plan).map(|_| ()).map_err(|e| format!("melted: {e}"))
     }
 
     /// What a crash leaves on each device: where the journal lies apart, one may lose what the
@@ -284,7 +329,10 @@ impl History {
     fn end(mut self, mut bench: Bench) -> Result<(), String> {
         self.settle(&mut bench)?;
         check_space(&self.model, &bench, self.plan.slot_bytes())?;
-        let (model, mut bench) = self.crash(&bench, Crash::All)?;
+        let last = bench;
+        let (model, bench) = self.crash(&last, Crash::All)?;
+        self.melt(model, bench)?;
+        let (model, mut bench) = self.crash(&last, Crash::All)?;
         self.model = model;
         for replica in 1..=self.plan.mix.replicas {
             self.request(&mut bench, Some(remove(replica)));
@@ -300,6 +348,8 @@ fn told(pending: &Pending) -> String {
     match pending {
         Pending::Create { size, .. } => format!("create, {size} blocks"),
         Pending::Remove => "remove".into(),
+        Pending::Freeze { layer } => format!("freeze {layer}"),
+        Pending::Release { layer } => format!("release {layer}"),
         Pending::Meta { size, meta } => format!("metadata {meta}, {size} blocks"),
         Pending::Blocks { first, tags, seqs, exact } => {
             let what = match (exact, tags.iter().all(|&tag| tag == 0)) {

@@ -12,6 +12,7 @@ pub mod damage;
 pub mod faulty;
 mod history;
 mod journals;
+mod layers;
 pub mod model;
 pub mod plan;
 pub mod requests;

@@ -24,6 +24,21 @@ pub struct Replica {
     /// What else it may be: part of a change may be there before that is acknowledged, and then a
     /// later one met a unit that was not empty.
     maybe: BTreeMap<usize, BTreeSet<u64>>,
+    /// Frozen and not released, the oldest first.
+    pub layers: Vec<Layer>,
+    /// Blocks that may have changed since the newest of these.
+    pub touched: BTreeSet<usize>,
+    /// It was ever frozen: its slots cannot be told from what it holds until its layers are gone.
+    pub was_frozen: bool,
+}
+
+/// What a replica held when it was frozen.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub id: u64,
+    pub blocks: Vec<Tag>,
+    /// Blocks that may have changed since the layer before it.
+    pub touched: BTreeSet<usize>,
 }
 
 /// A change that was requested and not acknowledged.
@@ -34,6 +49,12 @@ pub enum Pending {
         meta: u64,
     },
     Remove,
+    Freeze {
+        layer: u64,
+    },
+    Release {
+        layer: u64,
+    },
     Meta {
         size: usize,
         meta: u64,
@@ -51,9 +72,13 @@ pub enum Pending {
 #[derive(Debug, Clone)]
 pub struct Reading {
     pub replica: u64,
+    /// `None`: of what it holds now.
+    pub layer: Option<u64>,
     pub first: usize,
     pub allowed: Vec<Vec<Tag>>,
     pub removed: bool,
+    /// The layer may be gone.
+    pub released: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -67,6 +92,7 @@ pub struct Model {
     pub is_faulty: bool,
     pub last_seq: u64,
     pub last_tag: Tag,
+    pub last_layer: u64,
     /// Every content that a block of a replica was ever given, when it is wanted.
     pub past: Option<BTreeMap<(u64, usize), Vec<Tag>>>,
 }
@@ -74,7 +100,16 @@ pub struct Model {
 impl Replica {
     pub fn new(size: usize, meta: u64, blocks_max: usize) -> Self {
         let (blocks, seqs) = (vec![0; blocks_max], vec![0; blocks_max / UNIT]);
-        Self { size, meta, blocks, seqs, maybe: BTreeMap::new() }
+        Self {
+            size,
+            meta,
+            blocks,
+            seqs,
+            maybe: BTreeMap::new(),
+            layers: Vec::new(),
+            touched: BTreeSet::new(),
+            was_frozen: false,
+        }
     }
 
     pub fn is_empty(&self, unit: usize) -> bool {
@@ -97,6 +132,7 @@ impl Replica {
         let units = first / UNIT..(first + tags.len()).div_ceil(UNIT);
         let was_empty: Vec<bool> = units.clone().map(|unit| self.is_empty(unit)).collect();
         self.blocks[first..first + tags.len()].copy_from_slice(tags);
+        self.touched.extend(first..first + tags.len());
         for ((unit, was_empty), &given) in units.zip(was_empty).zip(seqs) {
             let was = if was_empty { 0 } else { self.seqs[unit] };
             let new = if exact { given } else { was.max(given) };
@@ -113,6 +149,23 @@ impl Replica {
             if maybe.is_empty() {
                 self.maybe.remove(&unit);
             }
+        }
+    }
+
+    /// What it holds now becomes a layer.
+    pub fn freeze(&mut self, id: u64) {
+        if self.layers.iter().all(|layer| layer.id != id) {
+            let touched = std::mem::take(&mut self.touched);
+            self.layers.push(Layer { id, blocks: self.blocks.clone(), touched });
+            self.was_frozen = true;
+        }
+    }
+
+    pub fn release(&mut self, id: u64) {
+        if let Some(at) = self.layers.iter().position(|layer| layer.id == id) {
+            let gone = self.layers.remove(at);
+            let newer = self.layers.get_mut(at).map_or(&mut self.touched, |l| &mut l.touched);
+            newer.extend(gone.touched);
         }
     }
 
@@ -159,7 +212,7 @@ impl Model {
             Pending::Blocks { first: f, tags, .. } => {
                 first + count <= *f || f + tags.len() <= first
             }
-            Pending::Meta { .. } => true,
+            Pending::Meta { .. } | Pending::Freeze { .. } | Pending::Release { .. } => true,
             Pending::Create { .. } | Pending::Remove => false,
         })
     }
@@ -167,7 +220,8 @@ impl Model {
     pub fn requested(&mut self, token: OpToken, replica: u64, pending: Pending) {
         match &pending {
             Pending::Blocks { first, tags, .. } => {
-                for reading in self.reading.values_mut().filter(|r| r.replica == replica) {
+                let of_head = |r: &&mut Reading| r.replica == replica && r.layer.is_none();
+                for reading in self.reading.values_mut().filter(of_head) {
                     for (block, &tag) in (*first..).zip(tags) {
                         let index = block.checked_sub(reading.first);
                         if let Some(allowed) = index.and_then(|i| reading.allowed.get_mut(i)) {
@@ -185,7 +239,11 @@ impl Model {
                 let of_it = self.reading.values_mut().filter(|r| r.replica == replica);
                 of_it.for_each(|reading| reading.removed = true);
             }
-            Pending::Create { .. } | Pending::Meta { .. } => {}
+            Pending::Release { layer } => {
+                let of_it = |r: &&mut Reading| r.replica == replica && r.layer == Some(*layer);
+                self.reading.values_mut().filter(of_it).for_each(|r| r.released = true);
+            }
+            Pending::Create { .. } | Pending::Meta { .. } | Pending::Freeze { .. } => {}
         }
         self.pending.insert(token, (replica, pending));
     }
@@ -204,10 +262,40 @@ impl Model {
                     }
                 }
                 Pending::Remove => removed = true,
-                Pending::Create { .. } | Pending::Meta { .. } => {}
+                _ => {}
             }
         }
-        self.reading.insert(token, Reading { replica, first, allowed, removed });
+        let (layer, released) = (None, false);
+        let reading = Reading { replica, layer, first, allowed, removed, released };
+        self.reading.insert(token, reading);
+    }
+
+    /// A read of a layer that nobody releases.
+    pub fn layer_read_requested(
+        &mut self,
+        token: OpToken,
+        replica: u64,
+        layer: u64,
+        first: usize,
+        count: usize,
+    ) {
+        let found = self.replicas[&replica].layers.iter().find(|l| l.id == layer);
+        let held = &found.expect("the caller chose it").blocks[first..first + count];
+        let allowed = held.iter().map(|&tag| vec![tag]).collect();
+        let removed = self.pending_of(replica).any(|p| matches!(p, Pending::Remove));
+        let (layer, released) = (Some(layer), false);
+        let reading = Reading { replica, layer, first, allowed, removed, released };
+        self.reading.insert(token, reading);
+    }
+
+    /// Layers of the replica that nobody releases.
+    pub fn kept_layers(&self, replica: u64) -> Vec<u64> {
+        let going = |id: u64| {
+            let mut pending = self.pending_of(replica);
+            pending.any(|p| matches!(p, Pending::Release { layer } if *layer == id))
+        };
+        let found = self.replicas.get(&replica).into_iter().flat_map(|r| &r.layers);
+        found.map(|layer| layer.id).filter(|&id| !going(id)).collect()
     }
 
     /// An answer came. What it says must be allowed; the model follows what it acknowledges.
@@ -239,9 +327,12 @@ impl Model {
         match (&pending, outcome) {
             // Only a removal takes a replica away.
             (_, Err(OpError::UnknownReplica)) if going => {}
+            (Pending::Freeze { .. }, Err(OpError::Layers { .. } | OpError::Memory { .. })) => {}
             (_, Err(_)) => return wrong(),
             (Pending::Create { .. }, _) => {}
             (Pending::Remove, _) => drop(self.replicas.remove(&raw)),
+            (Pending::Freeze { layer }, _) => replica.freeze(*layer),
+            (Pending::Release { layer }, _) => replica.release(*layer),
             (Pending::Meta { size, meta }, _) => {
                 replica.meta = *meta;
                 replica.size = replica.size.max(*size);
@@ -256,7 +347,7 @@ impl Model {
 
 impl Reading {
     fn check(&self, outcome: &Result<Outcome, OpError>) -> Result<(), String> {
-        let Self { replica, first, allowed, removed } = self;
+        let Self { replica, first, allowed, removed, released, .. } = self;
         match outcome {
             Ok(Outcome::Read { crcs, data }) => {
                 if crcs != &super::content::crcs_of(data) || crcs.len() != allowed.len() {
@@ -269,8 +360,9 @@ impl Reading {
                     };
                     if !(is_allowed(true) || zeros && is_allowed(false)) {
                         let found = super::content::tag_of(content, !zeros);
+                        let layer = self.layer;
                         return Err(format!(
-                            "a read of replica {replica} block {block} gave {found:?} instead of \
+                            "a read of replica {replica} {layer:?} block {block} gave {found:?} instead of \
                              one of {allowed:?}"
                         ));
                     }
@@ -278,6 +370,7 @@ impl Reading {
                 Ok(())
             }
             Err(OpError::UnknownReplica) if *removed => Ok(()),
+            Err(OpError::UnknownLayer) if *released => Ok(()),
             other => Err(format!("a read of replica {replica} was answered with {other:?}")),
         }
     }

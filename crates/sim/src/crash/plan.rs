@@ -44,6 +44,7 @@ impl Plan {
             zeroes: *random.pick(&[0, 10, 15, 40]),
             installs: *random.pick(&[0, 4, 6, 20]),
             large: *random.pick(&[2, 10, 15, 50]),
+            layers: *random.pick(&[0, 0, 4, 10, 20]),
         };
         let apart = Random::new(seed ^ 0x6a6f_7572_6e61_6c73).below(3) == 0;
         let journal = if apart { JournalPlace::Apart } else { JournalPlace::Inside };

@@ -3,7 +3,11 @@
 use bytes::Bytes;
 use engine::api::Request;
 use format::data::{Change, UnitMeta};
-use model::{epoch::ModSeq, id::ReplicaId, units::ByteCount};
+use model::{
+    epoch::ModSeq,
+    id::{LayerId, ReplicaId},
+    units::ByteCount,
+};
 
 use super::{
     content::{FIRST, Tag, ZEROS, crcs_of, data_of},
@@ -27,6 +31,8 @@ pub struct Mix {
     pub installs: u64,
     /// Changes of at least an extent, per hundred changes.
     pub large: u64,
+    /// Freezes and releases, per hundred.
+    pub layers: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +67,9 @@ impl Mix {
         if model.pending_of(replica).any(|p| matches!(p, Pending::Remove)) {
             return None;
         }
+        if random.below(100) < self.layers {
+            return Some(self.layer(model, replica, random));
+        }
         let choice = random.below(100);
         match choice {
             0 => Some(remove(replica)),
@@ -83,6 +92,33 @@ impl Mix {
             meta: meta_of(meta),
         };
         Wanted { request, replica, pending: Pending::Create { size, meta } }
+    }
+
+    /// Frozen layers come and go.
+    fn layer(&self, model: &mut Model, replica: u64, random: &mut Random) -> Wanted {
+        let kept = model.kept_layers(replica);
+        if !kept.is_empty() && random.below(4) < kept.len() as u64 {
+            return release_of(replica, *random.pick(&kept));
+        }
+        model.last_layer += 1;
+        let layer = model.last_layer;
+        let request = Request::Freeze { replica: id(replica), layer: layer_id(layer) };
+        Wanted { request, replica, pending: Pending::Freeze { layer } }
+    }
+
+    /// A layer to read, and a range.
+    pub fn read_layer(
+        &self,
+        model: &Model,
+        random: &mut Random,
+    ) -> Option<(u64, u64, usize, usize)> {
+        let replica = 1 + random.below(self.replicas);
+        let kept = model.kept_layers(replica);
+        if kept.is_empty() {
+            return None;
+        }
+        let (first, count) = self.range(model.replicas[&replica].size, random);
+        Some((replica, *random.pick(&kept), first, count))
     }
 
     fn set_meta(&self, model: &mut Model, replica: u64, random: &mut Random) -> Option<Wanted> {
@@ -192,6 +228,15 @@ impl Mix {
         };
         Some((replica, first, count))
     }
+}
+
+pub fn layer_id(raw: u64) -> LayerId {
+    LayerId::from_raw(raw)
+}
+
+pub fn release_of(replica: u64, layer: u64) -> Wanted {
+    let request = Request::Release { replica: id(replica), layer: layer_id(layer) };
+    Wanted { request, replica, pending: Pending::Release { layer } }
 }
 
 pub fn remove(replica: u64) -> Wanted {

@@ -124,7 +124,7 @@ fn page(bytes: &[u8]) -> Result<bool, String> {
 
 fn row(bytes: &[u8]) -> Result<bool, String> {
     let mut accepted = false;
-    for version in [FormatVersion::V1, FormatVersion::V2] {
+    for version in [FormatVersion::V1, FormatVersion::V2, FormatVersion::V3] {
         let Ok(Some(found)) = decode_row(version, bytes) else { continue };
         let row = encode_row(version, Some(&found));
         // A page's body, in which a row lies, is never shorter than what goes before the metadata.

@@ -9,6 +9,7 @@ use format::{
         DriveShape, FormatVersion, JournalPlace, Superblock,
         apart::JournalHead,
         journal::{BatchHeader, PlacedUnit, Record, begin_batch, finish_batch},
+        layers::{FrozenLayer, LAYERS_MAX, LayerRecord, Layers, Masks},
         page::{Owner, PageHeader, PageKind, ReplicaRow, encode_page, encode_row},
     },
     record,
@@ -17,7 +18,7 @@ use format::{
 use model::{
     epoch::{AttachGeneration, Epoch, ModSeq},
     group::{GroupConfig, Member, Role},
-    id::{GroupId, InstanceId, ReplicaId, VolumeId},
+    id::{GroupId, InstanceId, LayerId, ReplicaId, VolumeId},
     limits::STRIPES_MAX,
     units::{ByteCount, Rate},
     volume::{Media, Stripes},
@@ -70,13 +71,23 @@ pub fn superblock(random: &mut Random) -> Vec<u8> {
 }
 
 fn a_version(random: &mut Random) -> FormatVersion {
-    *random.pick(&[FormatVersion::V1, FormatVersion::V2])
+    *random.pick(&[FormatVersion::V1, FormatVersion::V2, FormatVersion::V3])
+}
+
+fn some_layers(random: &mut Random) -> Layers {
+    let frozen = (0..random.below(LAYERS_MAX as u64 + 1)).map(|id| FrozenLayer {
+        id: LayerId::from_raw(id << 20),
+        number: 1 + id as u16,
+        is_released: random.chance(50),
+    });
+    Layers { frozen: frozen.collect(), head: 99 }
 }
 
 fn a_row(random: &mut Random) -> ReplicaRow {
     let meta = vec![7; random.below(3000) as usize].into();
     let (replica, birth) = (ReplicaId::from_raw(small(random)), 1 + small(random));
-    ReplicaRow { replica, size: 1 << 30, birth, meta }
+    let layers = some_layers(random);
+    ReplicaRow { replica, size: 1 << 30, birth, layers, meta }
 }
 
 pub fn row(random: &mut Random) -> Vec<u8> {
@@ -91,18 +102,26 @@ pub fn page(random: &mut Random) -> Vec<u8> {
 
 fn a_record(random: &mut Random) -> Record {
     let (slot, mod_seq) = (random.below(99) as u32, ModSeq::from_raw(small(random)));
-    let owner = Owner { replica: ReplicaId::from_raw(small(random)), extent: slot + 1 };
+    let owner = Owner {
+        replica: ReplicaId::from_raw(small(random)),
+        layer: random.below(3) as u16,
+        extent: slot + 1,
+    };
     let (index, replica, fresh) = (slot, owner.replica, random.chance(50));
     let valid = (random.number() & 0xffff) as u16;
     let of_valid = crcs(valid.count_ones() as usize, random);
-    match random.below(9) {
+    match random.below(12) {
         0 => {
             let crcs = crcs(1 + random.below(64) as usize, random);
             Record::Data { slot, owner, fresh, mod_seq, first: random.below(192) as u32, crcs }
         }
-        1 => Record::Set { slot, owner, fresh, unit: 3, mod_seq, valid, crcs: of_valid },
+        1 => {
+            let (crcs, cleared) = (of_valid, random.below(65_536) as u16 & !valid);
+            Record::Set { slot, owner, fresh, unit: 3, mod_seq, valid, cleared, crcs }
+        }
         2 => {
-            let placed = |unit| PlacedUnit { unit, mod_seq, valid, crcs: of_valid.clone() };
+            let placed =
+                |unit| PlacedUnit { unit, mod_seq, valid, cleared: 0, crcs: of_valid.clone() };
             let units = (0..random.below(17) as u32).map(|unit| placed(unit % 16)).collect();
             Record::Place { slot, owner, old: fresh.then_some(slot + 1), units }
         }
@@ -117,7 +136,36 @@ fn a_record(random: &mut Random) -> Record {
             let crcs = crcs(1 + random.below(64) as usize, random);
             Record::Direct { slot, owner, fresh, mod_seq, first: random.below(192) as u32, crcs }
         }
+        8..11 => Record::Layer(a_layer_record(slot, owner, random)),
         _ => Record::Seal,
+    }
+}
+
+fn a_layer_record(slot: u32, owner: Owner, random: &mut Random) -> LayerRecord {
+    let (index, replica, layer) = (slot, owner.replica, LayerId::from_raw(small(random)));
+    let mask = |random: &mut Random| random.below(65_536) as u16;
+    match random.below(5) {
+        0 => LayerRecord::Freeze { index, replica, layer, head: mask(random) },
+        1 => LayerRecord::Release { index, replica, layer },
+        2 => LayerRecord::Merged { index, replica, layer },
+        3 => LayerRecord::Relabel { slot, owner },
+        _ => {
+            let valid = mask(random);
+            let filled = valid & mask(random);
+            let lost = valid & mask(random) & !filled;
+            LayerRecord::Masks(Masks {
+                slot,
+                owner,
+                fresh: random.chance(50),
+                unit: 3,
+                mod_seq: ModSeq::from_raw(small(random)),
+                valid,
+                cleared: mask(random) & !valid,
+                filled,
+                lost,
+                crcs: crcs((filled | lost).count_ones() as usize, random),
+            })
+        }
     }
 }
 
