@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
-use format::disk::{BLOCK_LEN, UNIT_BLOCKS, ZERO_BLOCK_CRC, layers::LAYERS_MAX};
+use format::disk::{BLOCK_LEN, UNIT_BLOCKS, ZERO_BLOCK_CRC, layers::LAYERS_MAX, page::Owner};
 use model::{
     id::{LayerId, ReplicaId},
     limits::FRAME_PAYLOAD_BYTES_MAX,
@@ -155,15 +155,17 @@ impl Drive {
         let ReadRequest { replica, offset, length, .. } = request;
         let mut pieces = Vec::new();
         let end = offset + u64::from(length);
+        let head = self.table.head_owner(replica, 0);
         let mut at = offset;
         while at < end {
             let (extent, first) = self.extent_and_block(at);
             let left = u32::try_from((end - at) / BLOCK).expect("bounded by the length");
             let count = left.min(self.layout.slot_blocks - first);
+            let owner = Owner { extent, ..head };
             match self.table.stack(replica, extent, top).slots() {
                 [] => push_zeros(&mut pieces, count),
-                &[slot] => self.plan_slot(slot, first, count, &mut pieces),
-                slots => self.plan_stack(slots, first, count, &mut pieces),
+                &[slot] => self.plan_slot((slot, owner), first, count, &mut pieces),
+                slots => self.plan_stack((slots, owner), first, count, &mut pieces),
             }
             at += u64::from(count) * BLOCK;
         }
@@ -173,16 +175,31 @@ impl Drive {
         pieces
     }
 
-    fn plan_stack(&self, slots: &[u32], first: u32, count: u32, pieces: &mut Vec<Piece>) {
+    fn plan_stack(
+        &self,
+        (slots, owner): (&[u32], Owner),
+        first: u32,
+        count: u32,
+        pieces: &mut Vec<Piece>,
+    ) {
         for block in first..first + count {
             match self.table.source(slots, block) {
                 None => push_zeros(pieces, 1),
-                Some(slot) => self.plan_slot(slot, block, 1, pieces),
+                Some(slot) => self.plan_slot((slot, owner), block, 1, pieces),
             }
         }
     }
 
-    fn plan_slot(&self, slot: u32, first: u32, count: u32, pieces: &mut Vec<Piece>) {
+    fn plan_slot(
+        &self,
+        (slot, owner): (u32, Owner),
+        first: u32,
+        count: u32,
+        pieces: &mut Vec<Piece>,
+    ) {
+        if !self.table.describes(slot, owner) {
+            return pieces.extend((0..count).map(|_| Piece::Lost));
+        }
         let descriptor = self.table.descriptor(slot);
         let mut newer = self.overlay.range(slot, first, count).peekable();
         for block in first..first + count {

@@ -238,10 +238,18 @@ impl Table {
         self.put_blocks(lsn, run);
     }
 
+    /// Whether the descriptor is of this owner's content. Only when a drive lost what it had made
+    /// durable can the map give a slot to somebody whose first record is missing: what it describes
+    /// then is another's, and nobody else may ever see it.
+    pub fn describes(&self, slot: u32, owner: Owner) -> bool {
+        let is_same = |found: Owner| (found.replica, found.extent) == (owner.replica, owner.extent);
+        self.descriptor(slot).owner().map_or(self.has_maps(), is_same)
+    }
+
     fn put_blocks(&mut self, lsn: u64, run: &BlockRun<'_>) {
-        let maps = self.has_maps();
+        let begins = run.fresh || !self.describes(run.slot, run.owner);
         let mut descriptor = self.descriptor_mut(run.slot);
-        if run.fresh || !maps && descriptor.view().owner() != Some(run.owner) {
+        if begins {
             descriptor.set_owner(run.owner);
         }
         for (block, &crc) in (run.first..).zip(run.crcs) {
@@ -275,9 +283,9 @@ impl Table {
     }
 
     fn put_unit(&mut self, lsn: u64, slot: u32, owner: Owner, fresh: bool, placed: &PlacedUnit) {
-        let maps = self.has_maps();
+        let begins = fresh || !self.describes(slot, owner);
         let mut descriptor = self.descriptor_mut(slot);
-        if fresh || !maps && descriptor.view().owner() != Some(owner) {
+        if begins {
             descriptor.set_owner(owner);
         }
         fill_unit(&mut descriptor, placed);

@@ -383,9 +383,12 @@ impl Drive {
         }
         let (mut found, mut pieces) = (BTreeMap::new(), Vec::<Piece>::new());
         let descriptor = self.table.descriptor(pair.old);
+        let is_its = self.table.describes(pair.old, pair.old_owner);
         for block in blocks {
             let newer = self.overlay.range(pair.old, block, 1).next();
-            if let Some((_, newer)) = newer {
+            if !is_its {
+                found.insert(block, Content::Damaged);
+            } else if let Some((_, newer)) = newer {
                 let is_lost = descriptor.is_lost(block);
                 let crc = if is_lost { crc32c::crc32c(&newer.data) } else { descriptor.crc(block) };
                 found.insert(block, Content::Whole(crc, newer.data.clone()));

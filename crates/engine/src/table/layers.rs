@@ -344,8 +344,9 @@ impl Table {
     }
 
     pub(super) fn put_masks(&mut self, lsn: u64, masks: &Masks) {
+        let begins = masks.fresh || !self.describes(masks.slot, masks.owner);
         let mut descriptor = self.descriptor_mut(masks.slot);
-        if masks.fresh {
+        if begins {
             descriptor.set_owner(masks.owner);
         }
         let unit = masks.unit;
