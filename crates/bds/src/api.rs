@@ -35,6 +35,8 @@ pub struct ServerParams {
 #[derive(Debug, Clone)]
 pub struct DriveParams {
     pub drive: DriveName,
+    /// Where it and its journal lie, for whoever has to find what failed.
+    pub place: String,
     pub geometry: engine::api::Geometry,
     /// What the drive may promise; reported to the manager.
     pub capacity: ByteCount,

@@ -233,6 +233,7 @@ impl Drive {
                     FromDrive::Opened(known.collect())
                 }
                 EngineAction::DriveOutOfService { reason } => {
+                    let reason = format!("{}: {reason}", self.params.place);
                     self.state = State::Failed(reason.clone());
                     FromDrive::Failed(reason)
                 }

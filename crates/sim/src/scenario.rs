@@ -541,6 +541,7 @@ fn manager_params() -> ManagerParams {
 fn server_params(striped: bool) -> Vec<ServerParams> {
     let drive = |name: &str, media: Media| DriveParams {
         drive: name.parse().expect("a name"),
+        place: format!("/dev/{name}"),
         geometry: Geometry {
             media,
             drive_bytes: 256 << 20,

@@ -314,6 +314,7 @@ impl World {
         host.ready = false;
         let drive = |drive: &DriveName| DriveParams {
             drive: drive.clone(),
+            place: format!("{name}/{drive}"),
             geometry: geometry(media[drive], drive_bytes),
             capacity: ByteCount::new(1 << 30),
             rate: Rate { iops: Iops::new(10_000), throughput: MibPerSec::new(1_000) },

@@ -226,9 +226,18 @@ impl DriveConfig {
         }
     }
 
+    fn place(&self) -> String {
+        let path = self.path.display();
+        match &self.journal_path {
+            None => path.to_string(),
+            Some(journal) => format!("{path} with its journal on {}", journal.display()),
+        }
+    }
+
     fn params(&self) -> DriveParams {
         DriveParams {
             drive: self.name.clone(),
+            place: self.place(),
             geometry: Geometry {
                 media: self.media,
                 drive_bytes: self.bytes(),
