@@ -1,11 +1,11 @@
 //! Opens an engine on a drive at rest and reads what it holds, as an auditor would.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use engine::{
     Engine,
-    api::{Action, Event, Geometry, OpToken, Outcome, Request},
+    api::{Action, Device, Event, Geometry, OpToken, Outcome, Request},
 };
 use model::{id::ReplicaId, time::Instant};
 
@@ -15,24 +15,29 @@ pub struct Reader {
     engine: Engine,
     /// What the drive holds, and what recovery writes over it.
     drive: Scratch,
+    /// Where the journal lies, if it lies apart.
+    journal: Option<Scratch>,
     next: u64,
 }
 
-/// The drive's content with later writes on top, so that the audit leaves the drive as it is.
+/// A device's content with later writes on top, so that the audit leaves the device as it is.
 struct Scratch {
     below: Bytes,
-    above: std::collections::BTreeMap<u64, Bytes>,
+    above: BTreeMap<u64, Bytes>,
 }
 
 impl Reader {
-    pub fn open(geometry: Geometry, drive: &Drive) -> Result<Self, String> {
-        let length = u32::try_from(geometry.drive_bytes).map_err(|e| e.to_string())?;
-        let scratch =
-            Scratch { below: drive.read(0, length), above: std::collections::BTreeMap::new() };
+    pub fn open(
+        geometry: Geometry,
+        drive: &Drive,
+        journal: Option<&Drive>,
+    ) -> Result<Self, String> {
+        let drive = Scratch::of(drive, geometry.drive_bytes)?;
+        let journal = journal.map(|j| Scratch::of(j, geometry.journal_bytes)).transpose()?;
         let mut actions = Vec::new();
         let engine =
             Engine::open(geometry, 1, Instant::ZERO, &mut actions).map_err(|e| e.to_string())?;
-        let mut reader = Self { engine, drive: scratch, next: 1 };
+        let mut reader = Self { engine, drive, journal, next: 1 };
         reader.run(actions);
         Ok(reader)
     }
@@ -63,11 +68,12 @@ impl Reader {
         let mut rest = Vec::new();
         while let Some(action) = queue.pop_front() {
             let event = match action {
-                Action::ReadDrive { token, offset, length, .. } => {
-                    Event::DriveRead { token, result: Ok(self.drive.read(offset, length)) }
+                Action::ReadDrive { device, token, offset, length } => {
+                    let result = Ok(self.device(device).read(offset, length));
+                    Event::DriveRead { token, result }
                 }
-                Action::WriteDrive { token, offset, data, .. } => {
-                    self.drive.write(offset, &data);
+                Action::WriteDrive { device, token, offset, data, .. } => {
+                    self.device(device).write(offset, &data);
                     Event::DriveWritten { token, result: Ok(()) }
                 }
                 Action::FlushDrive { token, .. } => Event::DriveFlushed { token, result: Ok(()) },
@@ -82,9 +88,21 @@ impl Reader {
         }
         rest
     }
+
+    fn device(&mut self, device: Device) -> &mut Scratch {
+        match device {
+            Device::Data => &mut self.drive,
+            Device::Journal => self.journal.as_mut().expect("it lies apart"),
+        }
+    }
 }
 
 impl Scratch {
+    fn of(drive: &Drive, bytes: u64) -> Result<Self, String> {
+        let length = u32::try_from(bytes).map_err(|e| e.to_string())?;
+        Ok(Self { below: drive.read(0, length), above: BTreeMap::new() })
+    }
+
     fn read(&self, offset: u64, length: u32) -> Bytes {
         let start = usize::try_from(offset).expect("fits");
         let mut out = self.below[start..start + length as usize].to_vec();

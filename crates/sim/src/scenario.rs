@@ -8,8 +8,8 @@ use control::{
     api::Place,
     machine::{ManagerParams, RootAccount},
 };
-use engine::api::Geometry;
-use format::record::Record;
+use engine::api::{Device, Geometry};
+use format::{disk::JournalPlace, record::Record};
 use model::{
     id::{BootId, InstanceId, NodeId, ReplicaId, ServerId, VolumeId, Zone},
     time::Instant,
@@ -23,12 +23,15 @@ use crate::{
     api,
     check::{Registers, Wrong},
     network::Process,
+    random::Random,
     world::World,
 };
 
 const ZONES: [&str; 2] = ["local-1a", "local-1b"];
 const CLUSTER: &str = "sim";
 const BLOCK: u64 = 4096;
+/// In one run of so many, half of the drives have their journals on devices of their own.
+const JOURNALS_APART_ONE_IN: u64 = 3;
 
 /// What a run does.
 #[derive(Debug, Clone)]
@@ -120,7 +123,7 @@ pub fn run(seed: u64, options: &Options) -> Result<Outcome, Box<Violation>> {
 impl Run {
     fn new(seed: u64, options: &Options) -> Self {
         let mut world =
-            World::new(seed, manager_params(), server_params(options.striped), node_params());
+            World::new(seed, manager_params(), server_params(seed, options.striped), node_params());
         world.trace = options.keep_trace.then(Vec::new);
         Self {
             world,
@@ -415,8 +418,10 @@ impl Run {
                 let params = self.world.server_params(&member.server);
                 let drive = params.drives.iter().find(|d| d.drive == id.drive);
                 let geometry = drive.ok_or("no such drive")?.geometry;
-                let disk = self.world.drive(&member.server, &id.drive);
-                parts.push(crate::reader::Reader::open(geometry, disk)?);
+                let disk = |device| self.world.drive(&member.server, &id.drive, device);
+                let (data, journal) = (disk(Device::Data), disk(Device::Journal));
+                let data = data.ok_or("no such drive")?;
+                parts.push(crate::reader::Reader::open(geometry, data, journal)?);
             }
             let mut read = Vec::new();
             for block in self.probes() {
@@ -538,7 +543,10 @@ fn manager_params() -> ManagerParams {
     }
 }
 
-fn server_params(striped: bool) -> Vec<ServerParams> {
+fn server_params(seed: u64, striped: bool) -> Vec<ServerParams> {
+    // Of its own, so that the runs without are what they always were.
+    let mut random = Random::new(seed ^ 0x6a6f_7572_6e61_6c73);
+    let some_apart = random.below(JOURNALS_APART_ONE_IN) == 0;
     let drive = |name: &str, media: Media| DriveParams {
         drive: name.parse().expect("a name"),
         place: format!("/dev/{name}"),
@@ -546,7 +554,7 @@ fn server_params(striped: bool) -> Vec<ServerParams> {
             media,
             drive_bytes: 256 << 20,
             journal_bytes: 4 << 20,
-            journal: format::disk::JournalPlace::Inside,
+            journal: JournalPlace::Inside,
             replicas_max: 32,
             memory_bytes: 2 << 20,
         },
@@ -563,6 +571,12 @@ fn server_params(striped: bool) -> Vec<ServerParams> {
     (0..6u16)
         .map(|n| {
             let letter = if n < 3 { 'a' } else { 'b' };
+            let mut drives = drives.clone();
+            for drive in &mut drives {
+                if some_apart && random.chance(50) {
+                    drive.geometry.journal = JournalPlace::Apart;
+                }
+            }
             ServerParams {
                 cluster: CLUSTER.to_owned(),
                 server: format!("server-{letter}-{}", n % 3 + 1)
@@ -571,7 +585,7 @@ fn server_params(striped: bool) -> Vec<ServerParams> {
                 boot: BootId::from_raw(0),
                 zone: zone(usize::from(n / 3)),
                 address: SocketAddr::from(([127, 0, 0, 1], 7_000 + n)),
-                drives: drives.clone(),
+                drives,
                 timing: bds::api::Timing::default(),
             }
         })

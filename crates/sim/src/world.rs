@@ -11,10 +11,11 @@ use control::{
     machine as control_api,
     state::Write,
 };
-use engine::api::{DriveError, Durability, IoToken};
+use engine::api::{Device, DriveError, Durability, IoToken};
 use format::{
     ctl::{Attach, FromManager, ToManager},
     data::DataMessage,
+    disk::JournalPlace,
     frame,
     record::Record,
 };
@@ -76,6 +77,7 @@ enum Happening {
         server: ServerId,
         life: u64,
         drive: DriveName,
+        device: Device,
         token: IoToken,
         ticket: u64,
         durability: Durability,
@@ -84,6 +86,7 @@ enum Happening {
         server: ServerId,
         life: u64,
         drive: DriveName,
+        device: Device,
         token: IoToken,
         ticket: u64,
     },
@@ -116,7 +119,25 @@ struct ServerProcess {
     machine: Option<bds::Server>,
     ready: bool,
     life: u64,
-    drives: BTreeMap<DriveName, Drive>,
+    /// Each, and where its journal lies, if that lies apart.
+    drives: BTreeMap<(DriveName, Device), Drive>,
+}
+
+impl ServerProcess {
+    fn disk(&mut self, drive: &DriveName, device: Device) -> &mut Drive {
+        self.drives
+            .get_mut(&(drive.clone(), device))
+            .expect("a server knows where its journals lie")
+    }
+}
+
+/// What a drive consists of. One may lose what the other keeps.
+fn devices(drive: &bds_api::DriveParams) -> Vec<((DriveName, Device), Drive)> {
+    let devices: &[Device] = match drive.geometry.journal {
+        JournalPlace::Inside => &[Device::Data],
+        JournalPlace::Apart => &[Device::Data, Device::Journal],
+    };
+    devices.iter().map(|&device| ((drive.drive.clone(), device), Drive::default())).collect()
 }
 
 struct NodeProcess {
@@ -170,8 +191,7 @@ impl World {
             pending: None,
         };
         let server = |params: bds_api::ServerParams| {
-            let drives =
-                params.drives.iter().map(|d| (d.drive.clone(), Drive::default())).collect();
+            let drives = params.drives.iter().flat_map(devices).collect();
             let id = params.server.clone();
             (id, ServerProcess { params, machine: None, ready: false, life: 0, drives })
         };
@@ -327,8 +347,9 @@ impl World {
         self.manager.records.values()
     }
 
-    pub fn drive(&self, server: &ServerId, drive: &DriveName) -> &Drive {
-        &self.servers[server].drives[drive]
+    /// The drive, or where its journal lies, if that lies apart.
+    pub fn drive(&self, server: &ServerId, drive: &DriveName, device: Device) -> Option<&Drive> {
+        self.servers[server].drives.get(&(drive.clone(), device))
     }
 
     pub fn server_params(&self, server: &ServerId) -> &bds_api::ServerParams {
@@ -381,10 +402,10 @@ impl World {
                     self.feed_server(&server, bds_api::Event::DriveRead { drive, token, result });
                 }
             }
-            Happening::DriveWritten { server, life, drive, token, ticket, durability } => {
+            Happening::DriveWritten { server, life, drive, device, token, ticket, durability } => {
                 let process = self.servers.get_mut(&server).expect("known");
                 if process.life == life {
-                    process.drives.get_mut(&drive).expect("known").finish_write(ticket, durability);
+                    process.disk(&drive, device).finish_write(ticket, durability);
                     let result = Ok(());
                     self.feed_server(
                         &server,
@@ -392,10 +413,10 @@ impl World {
                     );
                 }
             }
-            Happening::DriveFlushed { server, life, drive, token, ticket } => {
+            Happening::DriveFlushed { server, life, drive, device, token, ticket } => {
                 let process = self.servers.get_mut(&server).expect("known");
                 if process.life == life {
-                    let disk = process.drives.get_mut(&drive).expect("known");
+                    let disk = process.disk(&drive, device);
                     let result = disk.carry_out_flush(ticket).map_err(DriveError::Io);
                     self.feed_server(
                         &server,

@@ -2,7 +2,6 @@
 
 use bds::api as bds_api;
 use control::machine as control_api;
-use engine::api::Device;
 use format::ctl::ToManager;
 use model::id::{NodeId, ServerId};
 use node::api as node_api;
@@ -72,8 +71,8 @@ impl World {
             let server = id.clone();
             match action {
                 bds_api::Action::ReadDrive { drive, device, token, offset, length } => {
-                    assert_eq!(device, Device::Data, "no journal lies apart here");
-                    let data = self.servers[id].drives[&drive].read(offset, length);
+                    let process = self.servers.get_mut(id).expect("known");
+                    let data = process.disk(&drive, device).read(offset, length);
                     let delay = self.random.micros(20, 400);
                     self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
                 }
@@ -86,21 +85,26 @@ impl World {
                     durability,
                     ..
                 } => {
-                    assert_eq!(device, Device::Data, "no journal lies apart here");
                     let process = self.servers.get_mut(id).expect("known");
-                    let disk = process.drives.get_mut(&drive).expect("known");
-                    let ticket = disk.begin_write(offset, &data);
+                    let ticket = process.disk(&drive, device).begin_write(offset, &data);
                     let delay = self.random.micros(20, 600);
-                    let written =
-                        Happening::DriveWritten { server, life, drive, token, ticket, durability };
+                    let written = Happening::DriveWritten {
+                        server,
+                        life,
+                        drive,
+                        device,
+                        token,
+                        ticket,
+                        durability,
+                    };
                     self.schedule(delay, written);
                 }
                 bds_api::Action::FlushDrive { drive, device, token } => {
-                    assert_eq!(device, Device::Data, "no journal lies apart here");
                     let process = self.servers.get_mut(id).expect("known");
-                    let ticket = process.drives.get_mut(&drive).expect("known").begin_flush();
+                    let ticket = process.disk(&drive, device).begin_flush();
                     let delay = self.random.micros(50, 600);
-                    let flushed = Happening::DriveFlushed { server, life, drive, token, ticket };
+                    let flushed =
+                        Happening::DriveFlushed { server, life, drive, device, token, ticket };
                     self.schedule(delay, flushed);
                 }
                 bds_api::Action::Reply { conn, message } => {
