@@ -14,8 +14,8 @@ use model::{time::Instant, volume::Media};
 use crate::{
     Engine,
     api::{
-        Action, DriveError, Event, Geometry, IoToken, OpError, OpToken, OpenReplica, Outcome,
-        Request,
+        Action, Device, DriveError, Event, Geometry, IoToken, OpError, OpToken, OpenReplica,
+        Outcome, Request,
     },
 };
 
@@ -103,6 +103,8 @@ impl Drive {
 pub struct Bench {
     pub engine: Engine,
     pub drive: Drive,
+    /// Where the journal lies, if it lies apart.
+    pub journal: Drive,
     pub under_way: VecDeque<Action>,
     pub completed: Vec<(OpToken, Result<Outcome, OpError>)>,
     pub opened: Option<Vec<OpenReplica>>,
@@ -132,12 +134,18 @@ impl Bench {
     }
 
     pub fn start_seeded(geometry: Geometry, image: Image, seed: u64) -> Self {
+        Self::start_on(geometry, (image, Image::default()), seed)
+    }
+
+    /// On a drive, and a device where its journal lies, if that lies apart.
+    fn start_on(geometry: Geometry, (drive, journal): (Image, Image), seed: u64) -> Self {
         let mut out = Vec::new();
         let now = Instant::ZERO;
         let engine = Engine::open(geometry, seed, now, &mut out).expect("large enough");
         let mut bench = Self {
             engine,
-            drive: Drive::of(image),
+            drive: Drive::of(drive),
+            journal: Drive::of(journal),
             under_way: VecDeque::new(),
             completed: Vec::new(),
             opened: None,
@@ -152,17 +160,33 @@ impl Bench {
     }
 
     pub fn open(geometry: Geometry, image: Image) -> Self {
-        let mut bench = Self::start(geometry, image);
+        Self::open_on(geometry, (image, Image::default()))
+    }
+
+    pub fn open_on(geometry: Geometry, images: (Image, Image)) -> Self {
+        let mut bench = Self::start_on(geometry, images, 7);
         bench.run();
         assert!(bench.opened.is_some(), "it opens: {:?}", bench.out_of_service);
         bench
     }
 
+    /// What both devices hold.
+    pub fn seen(&self) -> (Image, Image) {
+        (self.drive.seen.clone(), self.journal.seen.clone())
+    }
+
+    fn device(&mut self, device: Device) -> &mut Drive {
+        match device {
+            Device::Data => &mut self.drive,
+            Device::Journal => &mut self.journal,
+        }
+    }
+
     fn take(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::WriteDrive { token, offset, ref data, .. } => {
-                    self.drive.issue_write(token, offset, data);
+                Action::WriteDrive { device, token, offset, ref data, .. } => {
+                    self.device(device).issue_write(token, offset, data);
                     self.under_way.push_back(action);
                 }
                 Action::ReadDrive { .. } | Action::FlushDrive { .. } => {
@@ -198,14 +222,14 @@ impl Bench {
             if fail { Err(DriveError::Io("simulated".into())) } else { Ok(()) }
         };
         let event = match action {
-            Action::ReadDrive { token, offset, length, .. } => {
-                let bytes = self.drive.seen.read(offset, length as usize);
+            Action::ReadDrive { device, token, offset, length } => {
+                let bytes = self.device(device).seen.read(offset, length as usize);
                 Event::DriveRead { token, result: io(self.fail_reads).map(|()| bytes) }
             }
-            Action::WriteDrive { token, .. } => {
+            Action::WriteDrive { device, token, .. } => {
                 let result = io(self.fail_writes);
                 if result.is_ok() {
-                    self.drive.complete_write(token);
+                    self.device(device).complete_write(token);
                 }
                 Event::DriveWritten { token, result }
             }
