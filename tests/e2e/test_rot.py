@@ -6,7 +6,7 @@ import os
 import pytest
 
 from nbd import Nbd, NbdError
-from rot import Rot
+from rot import Rot, used
 from service import Service, wait_for
 
 BLOCK = 4096
@@ -46,21 +46,9 @@ def drive_file(service, server):
 def places(path):
     """Where each block of the volume lies in the file, by its content."""
     found = {}
-    with open(path, "rb") as file:
-        end, at = os.fstat(file.fileno()).st_size, 0
-        while at < end:
-            try:
-                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            except OSError:
-                break
-            stop = os.lseek(file.fileno(), at, os.SEEK_HOLE)
-            at -= at % BLOCK
-            while at < stop:
-                data = os.pread(file.fileno(), min(1 << 20, stop - at), at)
-                for offset in range(0, len(data), BLOCK):
-                    if data[offset : offset + 4] == b"rot ":
-                        found.setdefault(int(data[offset + 4 : offset + 16]), []).append(at + offset)
-                at += len(data)
+    for offset, data in used(path):
+        if data[:4] == b"rot ":
+            found.setdefault(int(data[4:16]), []).append(offset)
     return found
 
 
