@@ -156,6 +156,13 @@ pub enum Action {
         device: Device,
         token: IoToken,
     },
+    /// See the engine's action of this name. Of the drive alone, never of a journal apart.
+    PrepareDrive {
+        drive: DriveName,
+        token: IoToken,
+        offset: u64,
+        length: u32,
+    },
     /// Answer on an inbound connection; dropped when it has closed.
     Reply {
         conn: ConnId,

@@ -221,6 +221,9 @@ impl Drive {
                 EngineAction::FlushDrive { device, token } => {
                     FromDrive::Act(Action::FlushDrive { drive, device, token })
                 }
+                EngineAction::PrepareDrive { token, offset, length } => {
+                    FromDrive::Act(Action::PrepareDrive { drive, token, offset, length })
+                }
                 EngineAction::Complete { token, outcome } => FromDrive::Completed(token, outcome),
                 EngineAction::Opened { replicas } => {
                     self.state = State::Open;

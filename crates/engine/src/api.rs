@@ -150,6 +150,9 @@ impl Request {
 
 pub const META_BYTES_MAX: usize = 3072;
 
+/// Most bytes that are prepared at once.
+pub const PREPARED_BYTES_MAX: u32 = 1 << 20;
+
 /// What a drive action is carried out on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
@@ -203,6 +206,15 @@ pub enum Action {
     FlushDrive {
         device: Device,
         token: IoToken,
+    },
+    /// Give these bytes of the drive a place on the medium, as writing zeros to them does: writing
+    /// them later then changes nothing of the file system that the drive is a file of. A place that
+    /// was written before may keep what it has. At most [`PREPARED_BYTES_MAX`]; nobody waits for it.
+    /// Its completion is that of a write, and costs nothing if there was [`DriveError::NoSpace`].
+    PrepareDrive {
+        token: IoToken,
+        offset: u64,
+        length: u32,
     },
     /// The engine is open; these are its replicas. Comes before any other completion.
     Opened {
@@ -285,6 +297,9 @@ pub enum OpError {
 pub enum DriveError {
     #[error("drive I/O failed: {0}")]
     Io(String),
+    /// What the drive is a file of has no place for its bytes.
+    #[error("the file system below the drive has no space left")]
+    NoSpace,
 }
 
 /// For ledger, metrics and progress.
@@ -309,6 +324,8 @@ pub struct Usage {
     pub pages_read: u64,
     /// Pages of metadata that were found lost since then.
     pub pages_lost: u64,
+    /// Free slots that were prepared and not taken yet.
+    pub slots_prepared: u64,
 }
 
 /// Why bytes at the head of a drive are not an engine's.

@@ -253,7 +253,7 @@ impl Drive {
             let (extent, first, count) = self.next_part(write, from);
             let len = usize::try_from(count).expect("small") * BLOCK_LEN;
             let slot = if count == self.layout.slot_blocks {
-                let slot = self.space.take();
+                let slot = self.space.take_whole();
                 write.placed.extend(slot.map(|slot| (extent, slot)));
                 slot
             } else {
@@ -297,7 +297,7 @@ impl Drive {
             let absent = self.table.slot_of(self.table.head_owner(replica, extent)).is_none();
             let whole = u32::try_from(group).expect("small") == self.layout.slot_units();
             if len > 0 && (absent || whole) {
-                let Some(slot) = self.space.take() else { return };
+                let Some(slot) = self.space.take_whole() else { return };
                 let home = self.layout.slot_offset(slot);
                 self.install_runs(home, units, &install.data.slice(from..from + len), runs);
                 install.placed.push((extent, slot));

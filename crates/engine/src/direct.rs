@@ -168,7 +168,7 @@ impl Drive {
             (Some(slot), _) => self.holds_nothing(slot, first, count).then_some(slot)?,
             (None, Some(slot)) => (!self.direct.has_part(slot, first, count)).then_some(slot)?,
             (None, None) => {
-                let slot = self.space.take()?;
+                let slot = self.space.take_whole()?;
                 self.direct.taken.insert((owner.replica, owner.extent), slot);
                 slot
             }

@@ -109,6 +109,8 @@ pub enum Io {
     /// Of a journal that lies apart.
     JournalHead,
     Superblock(Tail),
+    /// Free slots get their place on the medium.
+    Prepare,
 }
 
 impl Ios {
@@ -144,6 +146,10 @@ impl Ios {
     pub fn flush(&mut self, io: Io, out: &mut Vec<Action>) {
         let device = io.device(self.journal);
         out.push(Action::FlushDrive { device, token: self.token(io) });
+    }
+
+    pub fn prepare(&mut self, io: Io, offset: u64, length: u32, out: &mut Vec<Action>) {
+        out.push(Action::PrepareDrive { token: self.token(io), offset, length });
     }
 
     fn finished(&mut self, token: IoToken) -> Io {
@@ -226,6 +232,9 @@ impl Drive {
         result: Result<(), DriveError>,
         out: &mut Vec<Action>,
     ) {
+        if let (Io::Prepare, Err(DriveError::NoSpace)) = (&io, &result) {
+            return self.slots_prepared(true);
+        }
         if let Err(error) = result {
             // What the drive holds now is unknown, and asking again would not tell.
             self.failure = Some(format!("{error} ({})", io.name()));
@@ -242,6 +251,7 @@ impl Drive {
             Io::Flush => self.writeback.flushed(),
             Io::JournalHead => self.writeback.journal_head_written(),
             Io::Superblock(tail) => self.superblock_written(tail),
+            Io::Prepare => self.slots_prepared(false),
             Io::Read { .. } | Io::Fetch(_) | Io::Merge(_) => {
                 unreachable!("a write completed a read")
             }
@@ -258,6 +268,7 @@ impl Drive {
         self.write_back(out);
         self.issue_batch(out);
         self.write_back(out);
+        self.prepare_slots(out);
         if self.batch.is_none() {
             self.complete_withdrawn(out);
         }
@@ -306,6 +317,7 @@ impl Drive {
             memory_bytes_max: self.table.memory_max(),
             pages_read: self.fetching.pages_read(),
             pages_lost: self.table.lost_pages(),
+            slots_prepared: self.space.prepared(),
         }
     }
 
@@ -344,7 +356,8 @@ impl Io {
             | Self::Fetch(_)
             | Self::Merge(_)
             | Self::Flush
-            | Self::PayloadFlush => {
+            | Self::PayloadFlush
+            | Self::Prepare => {
                 unreachable!("no write")
             }
         }
@@ -367,6 +380,7 @@ impl Io {
             Self::Flush | Self::PayloadFlush => "flushing",
             Self::JournalHead => "writing the head of the journal",
             Self::Superblock(_) => "writing a superblock",
+            Self::Prepare => "preparing space",
         }
     }
 }

@@ -442,7 +442,7 @@ impl Opening {
                 stale: stale.contains(&id) || table.row_lsn(id) <= superblock.stale_lsn,
             })
             .collect();
-        let space = Space::new(layout.slots, &used);
+        let space = Space::new(layout.slots, layout.media, &used);
         let ios = Ios::after(self.token, journal_device(&layout));
         let checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
         let parts = Parts { layout, superblock, checkpoint, table, overlay, space, journal, ios };

@@ -63,6 +63,8 @@ pub enum Sabotage {
     MergeNotRecorded,
     /// What a layer hides is forgotten when it merges.
     MergeForgetsCleared,
+    /// A slot is given away while it is being prepared.
+    PreparedNotAwaited,
 }
 
 impl std::str::FromStr for Sabotage {
@@ -75,7 +77,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -104,6 +106,7 @@ impl Sabotage {
         Self::FreezeNotKept,
         Self::MergeNotRecorded,
         Self::MergeForgetsCleared,
+        Self::PreparedNotAwaited,
     ];
 }
 

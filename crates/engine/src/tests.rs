@@ -6,6 +6,7 @@ mod direct;
 mod layers;
 mod order;
 mod paging;
+mod prepare;
 mod queries;
 mod sim;
 mod versions;

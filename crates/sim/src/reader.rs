@@ -9,7 +9,7 @@ use engine::{
 };
 use model::{id::ReplicaId, time::Instant};
 
-use crate::drive::Drive;
+use crate::drive::{Drive, zeros};
 
 pub struct Reader {
     engine: Engine,
@@ -74,6 +74,10 @@ impl Reader {
                 }
                 Action::WriteDrive { device, token, offset, data, .. } => {
                     self.device(device).write(offset, &data);
+                    Event::DriveWritten { token, result: Ok(()) }
+                }
+                Action::PrepareDrive { token, offset, length } => {
+                    self.drive.write(offset, &zeros(length));
                     Event::DriveWritten { token, result: Ok(()) }
                 }
                 Action::FlushDrive { token, .. } => Event::DriveFlushed { token, result: Ok(()) },

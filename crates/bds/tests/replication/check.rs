@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use engine::{
     Engine,
-    api::{Action, Event, OpToken, Outcome, Request},
+    api::{Action, Durability, Event, OpToken, Outcome, Request},
 };
 use format::data::UnitMeta;
 use model::{group::Member, id::DriveName, time::Instant, units::BLOCK};
@@ -43,6 +44,11 @@ impl Reader {
                     }
                     Action::WriteDrive { token, offset, data, durability, .. } => {
                         self.disk.write(offset, &data, durability);
+                        Event::DriveWritten { token, result: Ok(()) }
+                    }
+                    Action::PrepareDrive { token, offset, length } => {
+                        let zeros = [Bytes::from(vec![0; length as usize])];
+                        self.disk.write(offset, &zeros, Durability::Later);
                         Event::DriveWritten { token, result: Ok(()) }
                     }
                     Action::FlushDrive { token, .. } => {

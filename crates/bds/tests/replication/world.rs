@@ -729,6 +729,12 @@ impl World {
                 let after = slow + self.rng.micros(50, 600);
                 self.at(after, Happening::Drive { server, life, drive, token, op });
             }
+            Action::PrepareDrive { drive, token, offset, length } => {
+                let data = vec![vec![0; length as usize].into()];
+                let op = DriveOp::Write { offset, data, durability: Durability::Later };
+                let after = slow + self.rng.micros(50, 5000);
+                self.at(after, Happening::Drive { server, life, drive, token, op });
+            }
             Action::FlushDrive { drive, token, .. } => {
                 let op = DriveOp::Flush;
                 let after = slow + self.rng.micros(50, 600);

@@ -114,6 +114,8 @@ pub struct Bench {
     /// Fail the writes and flushes from now on.
     pub fail_writes: bool,
     pub fail_reads: bool,
+    /// There is no space below for what is prepared.
+    pub no_space: bool,
 }
 
 pub fn geometry(media: Media, drive_bytes: u64) -> Geometry {
@@ -154,6 +156,7 @@ impl Bench {
             next_op: 0,
             fail_writes: false,
             fail_reads: false,
+            no_space: false,
         };
         bench.take(out);
         bench
@@ -187,6 +190,10 @@ impl Bench {
             match action {
                 Action::WriteDrive { device, token, offset, ref data, .. } => {
                     self.device(device).issue_write(token, offset, data);
+                    self.under_way.push_back(action);
+                }
+                Action::PrepareDrive { token, offset, length } => {
+                    self.drive.issue_write(token, offset, &[vec![0; length as usize].into()]);
                     self.under_way.push_back(action);
                 }
                 Action::ReadDrive { .. } | Action::FlushDrive { .. } => {
@@ -231,6 +238,12 @@ impl Bench {
                 if result.is_ok() {
                     self.device(device).complete_write(token);
                 }
+                Event::DriveWritten { token, result }
+            }
+            Action::PrepareDrive { token, .. } => {
+                let no_space = self.no_space.then_some(DriveError::NoSpace);
+                self.drive.complete_write(token);
+                let result = no_space.map_or(io(self.fail_writes), Err);
                 Event::DriveWritten { token, result }
             }
             Action::FlushDrive { token, .. } => {

@@ -34,6 +34,9 @@ pub struct Args {
     volume_gib: u64,
     #[arg(long, default_value_t = 64)]
     journal_mib: u64,
+    /// A file with holes, and a volume that nobody has written to
+    #[arg(long)]
+    thin: bool,
     /// What carries out its I/O
     #[arg(long, default_value = "auto")]
     driver: DriverKind,
@@ -57,16 +60,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         replicas_max: 16,
         memory_bytes: 64 << 20,
     };
-    let turning = open(&args.drive, geometry, args.driver)?;
-    let mut bench = Bench::prepare(turning, args.volume_gib << 30)?;
+    let turning = open(&args.drive, geometry, args.driver, args.thin)?;
+    let mut bench = Bench::prepare(turning, args.volume_gib << 30, args.thin)?;
     serve(|job| bench.measure(job))
 }
 
-fn open(path: &Path, geometry: Geometry, driver: DriverKind) -> anyhow::Result<Turning> {
+fn open(
+    path: &Path,
+    geometry: Geometry,
+    driver: DriverKind,
+    thin: bool,
+) -> anyhow::Result<Turning> {
     let bytes = geometry.drive_bytes;
     // A drive of zeros is formatted, one of before opened: always begin anew.
     let _ = std::fs::remove_file(path);
-    prewrite(path, bytes)?;
+    if !thin {
+        prewrite(path, bytes)?;
+    }
     let kind = match driver {
         DriverKind::Auto => drive::DriverKind::Auto,
         DriverKind::IoUring => drive::DriverKind::IoUring,
@@ -99,7 +109,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn prepare(turning: Turning, volume: u64) -> anyhow::Result<Self> {
+    fn prepare(turning: Turning, volume: u64, thin: bool) -> anyhow::Result<Self> {
         let mut numbers = Numbers::new(7);
         let content = aligned(1 << 20, &mut numbers);
         let block_at = |index: usize| content.slice(index * 4096..(index + 1) * 4096);
@@ -119,8 +129,10 @@ impl Bench {
         let replica = ReplicaId::from_raw(REPLICA);
         let size = ByteCount::new(volume);
         bench.turning.ask(Request::CreateReplica { replica, size, meta: Bytes::new() })?;
-        // Every block has been written before anything is measured.
-        bench.repeat(Kind::SequentialWrite, 8, |bench, _| bench.position < volume)?;
+        if !thin {
+            // Every block has been written before anything is measured.
+            bench.repeat(Kind::SequentialWrite, 8, |bench, _| bench.position < volume)?;
+        }
         bench.turning.settle()?;
         Ok(bench)
     }
@@ -211,8 +223,8 @@ mod tests {
         let (journal, replicas_max) = (JournalPlace::Inside, 4);
         let geometry =
             Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, memory_bytes };
-        let turning = open(&path, geometry, DriverKind::Portable).expect("a drive");
-        let mut bench = Bench::prepare(turning, 32 << 20).expect("a volume");
+        let turning = open(&path, geometry, DriverKind::Portable, false).expect("a drive");
+        let mut bench = Bench::prepare(turning, 32 << 20, false).expect("a volume");
         let jobs =
             [(Kind::RandomWrite, 2000), (Kind::SequentialWrite, 40), (Kind::RandomRead, 500)];
         for (kind, count) in jobs {

@@ -196,6 +196,9 @@ impl Turning {
                     only_drive(device);
                     drive::Request::Flush { token }
                 }
+                Action::PrepareDrive { token, offset, length } => {
+                    drive::Request::Prepare { token, offset, length }
+                }
                 Action::Opened { replicas } => {
                     opened = Some(replicas);
                     continue;

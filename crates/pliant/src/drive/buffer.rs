@@ -5,9 +5,11 @@ use std::{
     alloc::{self, Layout},
     ptr::NonNull,
     slice,
+    sync::OnceLock,
 };
 
 use bytes::Bytes;
+use engine::api::PREPARED_BYTES_MAX;
 use model::units::BLOCK_BYTES;
 
 /// Alignment that every drive accepts.
@@ -34,6 +36,16 @@ impl AlignedBuffer {
         let start = unsafe { alloc::alloc(layout) };
         let Some(start) = NonNull::new(start) else { alloc::handle_alloc_error(layout) };
         Self { start, layout, filled: 0 }
+    }
+
+    /// Zeros, all of them filled. They take memory only when somebody writes to them: nobody does.
+    fn zeros(length: usize) -> Self {
+        let layout = Layout::from_size_align(length.max(ALIGN), ALIGN)
+            .expect("the alignment is a power of two and requests are far below the limit");
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else { alloc::handle_alloc_error(layout) };
+        Self { start, layout, filled: length }
     }
 
     pub(super) fn capacity(&self) -> usize {
@@ -81,6 +93,14 @@ impl AlignedBuffer {
     pub(super) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self)
     }
+}
+
+/// As many zeros, shared by all who want some, from where the kernel takes them.
+pub(super) fn zeros(length: u32) -> Bytes {
+    static ZEROS: OnceLock<Bytes> = OnceLock::new();
+    let most = usize::try_from(PREPARED_BYTES_MAX).expect("a 64-bit machine");
+    let zeros = ZEROS.get_or_init(|| AlignedBuffer::zeros(most).into_bytes());
+    zeros.slice(..usize::try_from(length).expect("a 64-bit machine"))
 }
 
 impl AsRef<[u8]> for AlignedBuffer {

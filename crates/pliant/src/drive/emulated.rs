@@ -9,10 +9,13 @@
 //! server's restart is no part of it.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+
+use engine::api::IoToken;
 
 use super::{
     Completion, DriveOptions, Driver, OpenError, Request, Sink, elevator::Elevator,
@@ -51,13 +54,21 @@ struct State {
     elevator: Elevator,
     /// Of the one I/O that is under way below.
     completion: Option<Completion>,
+    /// What the drive below prepares, which costs the actuator nothing: a disk has a place for each of
+    /// its bytes.
+    preparing: BTreeSet<IoToken>,
     closed: bool,
 }
 
 impl Emulated {
     /// Below is the portable driver: any other would not make an emulation faster.
     pub fn open(profile: Profile, options: &DriveOptions, sink: Sink) -> Result<Self, OpenError> {
-        let state = State { elevator: Elevator::new(profile), completion: None, closed: false };
+        let state = State {
+            elevator: Elevator::new(profile),
+            completion: None,
+            preparing: BTreeSet::new(),
+            closed: false,
+        };
         let desk = Arc::new(Desk { state: Mutex::new(state), changed: Condvar::new() });
         let below = {
             let (desk, sink) = (Arc::clone(&desk), sink.clone());
@@ -78,18 +89,22 @@ impl Emulated {
 impl Driver for Emulated {
     fn submit(&mut self, batch: Vec<Request>) {
         let now = Instant::now();
-        let mut flushes = Vec::new();
+        let mut below = Vec::new();
         let mut state = self.shared.desk.lock();
         for request in batch {
             match request {
-                Request::Flush { .. } => flushes.push(request),
+                Request::Flush { .. } => below.push(request),
+                Request::Prepare { token, .. } => {
+                    state.preparing.insert(token);
+                    below.push(request);
+                }
                 request => state.elevator.push(now, request),
             }
         }
         drop(state);
         self.shared.desk.changed.notify_one();
-        if !flushes.is_empty() {
-            self.shared.drive.submit(flushes);
+        if !below.is_empty() {
+            self.shared.drive.submit(below);
         }
     }
 
@@ -118,11 +133,15 @@ impl Desk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From below: flushes go straight up, the one I/O goes to the actuator.
+    /// From below: flushes and preparations go straight up, the one I/O goes to the actuator.
     fn take_completions(&self, completions: Vec<Completion>, sink: &Sink) {
-        let is_flush = |c: &Completion| matches!(c, Completion::Flushed { .. });
-        let (flushed, moved): (Vec<_>, Vec<_>) = completions.into_iter().partition(is_flush);
-        sink.deliver(flushed);
+        let goes_up = |completion: &Completion| match completion {
+            Completion::Flushed { .. } => true,
+            Completion::Written { token, .. } => self.lock().preparing.remove(token),
+            Completion::Read { .. } => false,
+        };
+        let (up, moved): (Vec<_>, Vec<_>) = completions.into_iter().partition(goes_up);
+        sink.deliver(up);
         for completion in moved {
             let replaced = self.lock().completion.replace(completion);
             assert!(replaced.is_none(), "one I/O is under way at a time");

@@ -12,11 +12,12 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use engine::api::{Durability, Urgency};
 use format::disk::SUPERBLOCKS_BYTES;
 
 use super::{
-    DriveOptions, OpenError,
-    buffer::{ALIGN, AlignedBuffer},
+    Completion, DriveOptions, OpenError, Request,
+    buffer::{ALIGN, AlignedBuffer, zeros},
     medium::Stability,
 };
 
@@ -202,6 +203,25 @@ impl DriveFile {
     pub(super) fn usable(&self, count: usize, wanted: usize) -> io::Result<usize> {
         let usable = if self.direct && count < wanted { count - count % ALIGN } else { count };
         if usable == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(usable) }
+    }
+
+    /// What is left to do of a request: of a preparation a write, or nothing.
+    pub(super) fn as_write(&self, request: Request) -> Result<Request, Completion> {
+        let Request::Prepare { token, offset, length } = request else { return Ok(request) };
+        if self.has_place(offset, u64::from(length)) {
+            return Err(Completion::Written { token, result: Ok(()) });
+        }
+        let (durability, urgency) = (Durability::Later, Urgency::Background);
+        Ok(Request::Write { token, offset, data: vec![zeros(length)], durability, urgency })
+    }
+
+    /// Whether writing these bytes changes nothing of the file system: none of them is in a hole,
+    /// nor only reserved. Some file systems know no holes and say that there are none.
+    fn has_place(&self, offset: u64, length: u64) -> bool {
+        let Ok(start) = libc::off64_t::try_from(offset) else { return false };
+        // SAFETY: a plain call on an open descriptor, whose position nobody uses.
+        let hole = unsafe { libc::lseek64(self.file.as_raw_fd(), start, libc::SEEK_HOLE) };
+        self.stability.is_device() || u64::try_from(hole).is_ok_and(|hole| hole >= offset + length)
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {

@@ -70,6 +70,11 @@ impl Stability {
         self.needs_sync
     }
 
+    /// A device has a place for each of its bytes.
+    pub(super) fn is_device(&self) -> bool {
+        self.is_device
+    }
+
     /// Whether a write with RWF_DSYNC is durable by itself. Of file systems, some leave that to
     /// somebody who ignores it (FUSE); the kernel's block devices do what it says.
     pub(super) fn honours_dsync(&self) -> bool {

@@ -58,13 +58,22 @@ pub enum Request {
     Flush {
         token: IoToken,
     },
+    /// Zeros in the background where the file has holes; nothing where it has none, and on devices.
+    /// Answered as a write.
+    Prepare {
+        token: IoToken,
+        offset: u64,
+        length: u32,
+    },
 }
 
 impl Request {
     /// Where it begins and how many bytes it moves; a flush moves nothing.
     fn extent(&self) -> Option<(u64, u64)> {
         match self {
-            Self::Read { offset, length, .. } => Some((*offset, u64::from(*length))),
+            Self::Read { offset, length, .. } | Self::Prepare { offset, length, .. } => {
+                Some((*offset, u64::from(*length)))
+            }
             Self::Write { offset, data, .. } => {
                 let bytes: usize = data.iter().map(Bytes::len).sum();
                 Some((*offset, u64::try_from(bytes).expect("memory is below 2^64 bytes")))
@@ -217,5 +226,8 @@ pub fn open(options: &DriveOptions, sink: Sink) -> Result<Box<dyn Driver>, OpenE
 }
 
 fn drive_error(error: &io::Error) -> DriveError {
-    DriveError::Io(error.to_string())
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DriveError::NoSpace,
+        _ => DriveError::Io(error.to_string()),
+    }
 }

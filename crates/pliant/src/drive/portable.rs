@@ -159,7 +159,13 @@ impl Shared {
                 }
                 Task::Write(requests) => self.sink.deliver(hands.write(&self.file, requests)),
                 Task::Lazy(requests) => {
-                    self.sink.deliver(hands.write(&self.file, requests));
+                    let mut done = Vec::new();
+                    let mut left = |request| {
+                        self.file.as_write(request).map_err(|answer| done.push(answer)).ok()
+                    };
+                    let writes: Vec<_> = requests.into_iter().filter_map(&mut left).collect();
+                    done.extend(hands.write(&self.file, writes));
+                    self.sink.deliver(done);
                     self.lock_queue().lazy_done();
                 }
             }
@@ -193,7 +199,9 @@ impl Shared {
                 }
             }
             Request::Flush { token } => self.sync(Completion::Flushed { token, result: Ok(()) }),
-            Request::Read { .. } => unreachable!("reads are tasks of their own"),
+            Request::Read { .. } | Request::Prepare { .. } => {
+                unreachable!("reads are tasks of their own, and preparations are writes")
+            }
         }
     }
 

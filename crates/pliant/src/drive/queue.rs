@@ -28,7 +28,7 @@ pub(super) enum Task {
     Read(Vec<Request>),
     /// Writes that need not be durable yet.
     Write(Vec<Request>),
-    /// The same, in the background. `Queue::lazy_done` follows.
+    /// The same, and preparations, in the background. `Queue::lazy_done` follows.
     Lazy(Vec<Request>),
 }
 
@@ -67,7 +67,8 @@ impl Queue {
         match request {
             Request::Write {
                 durability: Durability::Later, urgency: Urgency::Background, ..
-            } => self.lazy.push_back(request),
+            }
+            | Request::Prepare { .. } => self.lazy.push_back(request),
             _ => self.urgent.push_back(request),
         }
     }

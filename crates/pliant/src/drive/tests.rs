@@ -251,6 +251,46 @@ fn memory_from_a_read_is_written_back_as_it_is() {
     }
 }
 
+fn prepare(token: u64, offset: u64, length: u32) -> Request {
+    Request::Prepare { token: IoToken(token), offset, length }
+}
+
+#[test]
+fn what_is_prepared_has_a_place_and_keeps_what_is_there() {
+    use std::os::unix::fs::MetadataExt;
+    const MIB: u64 = 1 << 20;
+    for kind in kinds() {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        let place = || fs::metadata(folder.drive()).expect("it was made").blocks() * 512;
+        // What was written as a whole is left alone.
+        rig.write(1, 8 * MIB, vec![pattern(1, 1 << 20)], true);
+        let before = place();
+        rig.driver.submit(vec![prepare(2, 2 * MIB, 1 << 20), prepare(3, 8 * MIB, 1 << 20)]);
+        for token in 2..4 {
+            let done = Completion::Written { token: IoToken(token), result: Ok(()) };
+            assert_eq!(rig.answer(token), done, "{kind:?}");
+        }
+        rig.driver.submit(vec![Request::Flush { token: IoToken(4) }]);
+        rig.answer(4);
+        assert!(place() >= before + MIB, "{kind:?}: {} after {before}", place());
+        assert!(rig.read(5, 2 * MIB, 1 << 20).iter().all(|&byte| byte == 0), "{kind:?}");
+        assert!(rig.read(6, 8 * MIB, 1 << 20) == pattern(1, 1 << 20), "{kind:?}");
+        // The next time there is nothing to do, and the answer comes all the same.
+        let after = place();
+        rig.driver.submit(vec![prepare(7, 2 * MIB, 1 << 20)]);
+        let done = Completion::Written { token: IoToken(7), result: Ok(()) };
+        assert_eq!((rig.answer(7), place()), (done, after), "{kind:?}");
+    }
+}
+
+#[test]
+fn no_space_below_is_told_from_a_failure() {
+    let of = |code| drive_error(&std::io::Error::from_raw_os_error(code));
+    assert_eq!((of(libc::ENOSPC), of(libc::EDQUOT)), (DriveError::NoSpace, DriveError::NoSpace));
+    assert!(matches!(of(libc::EIO), DriveError::Io(_)));
+}
+
 #[test]
 fn every_request_of_a_large_batch_is_answered_once() {
     for kind in kinds() {

@@ -179,6 +179,9 @@ impl Shell {
                 Action::FlushDrive { drive, device, token } => {
                     self.queue(&drive, device, Request::Flush { token });
                 }
+                Action::PrepareDrive { drive, token, offset, length } => {
+                    self.queue(&drive, Device::Data, Request::Prepare { token, offset, length });
+                }
                 Action::Reply { conn, message } => self.reactor.send(ConnId(conn.0), message),
                 Action::Send { server, message } => self.reactor.send_link(&server, message),
                 Action::Connect { server, address } => self.reactor.connect(server, address),

@@ -14,7 +14,7 @@ use model::time::Instant;
 
 use super::trace::Trace;
 use crate::{
-    drive::{Crash, Drive, Ticket, faults::Faults, image::Images},
+    drive::{Crash, Drive, Ticket, faults::Faults, image::Images, zeros},
     random::Random,
 };
 
@@ -57,6 +57,7 @@ enum Work {
     Read { offset: u64, length: u32 },
     Write { ticket: Ticket, offset: u64, blocks: u64, durability: Durability },
     Flush { ticket: Ticket },
+    Prepare { ticket: Ticket },
 }
 
 impl Bench {
@@ -143,6 +144,15 @@ impl Bench {
                     self.note(|| format!("  flush {} of {device:?}", token.0));
                     self.begin(device, token, Work::Flush { ticket });
                 }
+                Action::PrepareDrive { token, offset, length } => {
+                    let device = Device::Data;
+                    self.note(|| format!("  prepare {} at {offset:#x}+{length:#x}", token.0));
+                    // What was written before may keep what it has.
+                    let keeps = token.0.is_multiple_of(4);
+                    let zeros = zeros(length);
+                    let ticket = self.drive.begin_write(offset, if keeps { &[] } else { &zeros });
+                    self.begin(device, token, Work::Prepare { ticket });
+                }
                 Action::Complete { token, outcome } => self.completed.push((token, outcome)),
                 Action::Opened { replicas } => {
                     assert!(self.opened.is_none() && self.completed.is_empty(), "opened first");
@@ -199,6 +209,11 @@ impl Bench {
                     self.durable_writes.push_front((device, offset / 4096, blocks));
                 }
                 self.note(|| format!("  written {} at {offset:#x}: {result:?}", token.0));
+                Event::DriveWritten { token, result }
+            }
+            Work::Prepare { ticket } => {
+                let result = self.drive.carry_out_preparing(ticket);
+                self.note(|| format!("  prepared {}: {result:?}", token.0));
                 Event::DriveWritten { token, result }
             }
             Work::Flush { ticket } => {

@@ -34,11 +34,12 @@ pub enum End {
 /// Errors are told by the drive; lies are not. Each history meets some kinds of one of the two.
 fn rates(random: &mut Random, lies: bool) -> Rates {
     let mut some = |one_in: u64| if random.below(2) == 0 { one_in } else { 0 };
-    let (read_error, stall) = (some(40), some(20));
+    let (read_error, stall, no_space) = (some(40), some(20), some(30));
     if lies {
         Rates {
             read_error,
             stall,
+            no_space,
             lost_write: some(60),
             misdirected_write: some(60),
             misdirected_read: some(40),
@@ -49,6 +50,7 @@ fn rates(random: &mut Random, lies: bool) -> Rates {
         Rates {
             read_error,
             stall,
+            no_space,
             write_error: some(300),
             flush_error: some(20),
             ..Rates::default()

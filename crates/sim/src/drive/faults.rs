@@ -23,6 +23,8 @@ pub struct Rates {
     pub rot: OneIn,
     /// It takes long: everything else may overtake it.
     pub stall: OneIn,
+    /// There is no space below the drive for what it shall prepare.
+    pub no_space: OneIn,
 }
 
 #[derive(Debug, Clone)]
@@ -87,6 +89,10 @@ impl Faults {
 
     pub fn of_flush(&mut self) -> bool {
         self.strikes(self.rates.flush_error)
+    }
+
+    pub fn of_space(&mut self) -> bool {
+        self.strikes(self.rates.no_space)
     }
 
     pub fn stalls(&mut self) -> bool {

@@ -13,7 +13,7 @@ pub mod image;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use engine::api::Durability;
+use engine::api::{DriveError, Durability};
 
 use crate::random::Random;
 use faults::{Faults, ReadFault, WriteFault};
@@ -191,6 +191,20 @@ impl Drive {
         Ok(())
     }
 
+    /// As [`Self::carry_out_write`], of a write for whose bytes the drive may have no space; of none
+    /// where these have their place already.
+    pub fn carry_out_preparing(&mut self, ticket: Ticket) -> Result<(), DriveError> {
+        if self.writes.get(&ticket).is_some_and(|write| write.blocks.is_empty()) {
+            self.complete_write(ticket);
+            return Ok(());
+        }
+        if self.faults.as_mut().is_some_and(Faults::of_space) {
+            self.complete_write(ticket);
+            return Err(DriveError::NoSpace);
+        }
+        self.carry_out_write(ticket, Durability::Later).map_err(DriveError::Io)
+    }
+
     pub fn begin_flush(&mut self) -> Ticket {
         let ticket = self.tick();
         self.flushes.insert(ticket, ticket);
@@ -338,6 +352,11 @@ fn torn(old: &[u8], new: &[u8], random: &mut Random) -> Bytes {
         bytes[range.clone()].copy_from_slice(&new[range]);
     }
     bytes.into()
+}
+
+/// What a drive that is prepared is written with.
+pub fn zeros(length: u32) -> [Bytes; 1] {
+    [Bytes::from(vec![0; length as usize])]
 }
 
 fn blocks_of(data: &[Bytes]) -> Vec<Option<Bytes>> {

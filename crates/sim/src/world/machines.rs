@@ -2,12 +2,13 @@
 
 use bds::api as bds_api;
 use control::machine as control_api;
+use engine::api::{Device, Durability};
 use format::ctl::ToManager;
 use model::id::{NodeId, ServerId};
 use node::api as node_api;
 
 use super::{Answered, Happening, World};
-use crate::network::Process;
+use crate::{drive::zeros, network::Process};
 
 impl World {
     pub(super) fn feed_manager(&mut self, event: control_api::Event) {
@@ -96,6 +97,22 @@ impl World {
                         token,
                         ticket,
                         durability,
+                    };
+                    self.schedule(delay, written);
+                }
+                bds_api::Action::PrepareDrive { drive, token, offset, length } => {
+                    let process = self.servers.get_mut(id).expect("known");
+                    let disk = process.disk(&drive, Device::Data);
+                    let ticket = disk.begin_write(offset, &zeros(length));
+                    let delay = self.random.micros(20, 5000);
+                    let written = Happening::DriveWritten {
+                        server,
+                        life,
+                        drive,
+                        device: Device::Data,
+                        token,
+                        ticket,
+                        durability: Durability::Later,
                     };
                     self.schedule(delay, written);
                 }

@@ -138,6 +138,7 @@ impl Line {
                     self.background.waiting.push_back(request);
                 }
                 Request::Write { .. } => self.writes.waiting.push_back(request),
+                Request::Prepare { .. } => unreachable!("it became a write"),
                 Request::Flush { token } => {
                     // Whatever has been answered was with the kernel before.
                     self.unsynced.push(Completion::Flushed { token, result: Ok(()) });

@@ -37,7 +37,14 @@ impl Uring {
 impl Driver for Uring {
     fn submit(&mut self, batch: Vec<Request>) {
         batch.iter().for_each(|request| request.check(self.bytes));
-        self.line.take(batch, &mut self.done);
+        let mut writes = Vec::with_capacity(batch.len());
+        for request in batch {
+            match self.file.as_write(request) {
+                Ok(request) => writes.push(request),
+                Err(completion) => self.done.push(completion),
+            }
+        }
+        self.line.take(writes, &mut self.done);
         self.line.start(&self.file, &mut self.done);
         self.line.enter(false);
     }
