@@ -19,6 +19,11 @@ use model::{
 use node::api::{GuestReply, GuestRequest, GuestToken, NodeParams};
 use serde_json::{Value, json};
 
+mod guest;
+mod params;
+
+use params::{manager_params, node_params, server_params};
+
 use crate::{
     api,
     check::{Registers, Wrong},
@@ -199,107 +204,6 @@ impl Run {
     fn soon(&mut self, every: Duration) -> Instant {
         let mean = u64::try_from(every.as_micros()).expect("seconds");
         self.world.now + self.world.random.micros(mean / 4, mean * 7 / 4)
-    }
-
-    fn guest_acts(&mut self) {
-        let showing = self.world.exports.contains_key(&(self.node.clone(), self.volume));
-        if !showing || self.pending.len() >= 12 {
-            return;
-        }
-        // A few hot blocks, some at a distance, and whole extents now and then.
-        let hot = self.hot();
-        let (first, count) = match self.world.random.below(10) {
-            0 => (hot + 16 * self.world.random.below(4), 16),
-            1 | 2 => (hot + self.world.random.below(60), 1 + self.world.random.below(4)),
-            3 => (256 * self.world.random.below(3) + 1_024, 1),
-            _ => (hot + self.world.random.below(64), 1),
-        };
-        let token = GuestToken(self.next_token);
-        self.next_token += 1;
-        let write = self.world.random.chance(60);
-        let began = self.world.now;
-        let mut contents = Vec::new();
-        let request = if write {
-            let mut data = Vec::new();
-            for block in first..first + count {
-                let content = self.next_content;
-                self.next_content += 1;
-                contents.push(content);
-                data.extend(std::iter::repeat_n(content.to_le_bytes(), 512).flatten());
-                self.registers.begin_write(block, content, began);
-            }
-            GuestRequest::Write { offset: first * BLOCK, data: Bytes::from(data) }
-        } else {
-            let length = u32::try_from(count * BLOCK).expect("a few blocks");
-            GuestRequest::Read { offset: first * BLOCK, length }
-        };
-        self.pending.insert(token, Pending { first, count, contents, began, write });
-        let node = self.node.clone();
-        self.world.guest(&node, self.volume, token, request);
-    }
-
-    /// The first of the blocks that are written again and again.
-    fn hot(&self) -> u64 {
-        if self.options.striped { 256 - 28 } else { 0 }
-    }
-
-    /// Every block that guests write.
-    fn probes(&self) -> impl Iterator<Item = u64> + use<> {
-        let hot = self.hot();
-        (hot..hot + 64).chain((0..3).map(|n| 256 * n + 1_024))
-    }
-
-    fn take_answers(&mut self) -> Result<(), String> {
-        for answered in std::mem::take(&mut self.world.answered) {
-            let Some(pending) = self.pending.remove(&answered.token) else {
-                return Err(format!("answered twice: {answered:?}"));
-            };
-            let now = self.world.now;
-            self.outcome.longest_wait = self.outcome.longest_wait.max(now - pending.began);
-            match answered.reply {
-                GuestReply::Done if pending.write => {
-                    self.outcome.writes += 1;
-                    for (block, &content) in (pending.first..).zip(&pending.contents) {
-                        self.registers.end_write(block, content, now);
-                        self.note(content);
-                    }
-                }
-                GuestReply::Data(data) if !pending.write => {
-                    self.outcome.reads += 1;
-                    self.check_read(&pending, &data)?;
-                }
-                other => return Err(format!("a guest saw {other:?}")),
-            }
-        }
-        Ok(())
-    }
-
-    fn check_read(&mut self, pending: &Pending, data: &Bytes) -> Result<(), String> {
-        if data.len() as u64 != pending.count * BLOCK {
-            return Err(format!(
-                "a read of {} blocks returned {} bytes",
-                pending.count,
-                data.len()
-            ));
-        }
-        let now = self.world.now;
-        for (block, content) in (pending.first..).zip(data.chunks_exact(4096)) {
-            let found = u64::from_le_bytes(content[..8].try_into().expect("eight bytes"));
-            if content.chunks_exact(8).any(|word| word != found.to_le_bytes()) {
-                return Err(format!("block {block} is torn"));
-            }
-            self.note(found);
-            self.registers.check_read(block, found, pending.began, now).map_err(|wrong| {
-                let Wrong { block, found, why } = wrong;
-                format!("block {block} held {found}: {why}")
-            })?;
-        }
-        Ok(())
-    }
-
-    fn note(&mut self, content: u64) {
-        let mixed = self.outcome.digest.rotate_left(7) ^ content ^ self.world.now.as_nanos();
-        self.outcome.digest = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 
     fn strike(&mut self) {
@@ -523,86 +427,4 @@ fn instance(zone: usize) -> InstanceId {
 
 fn zone(index: usize) -> Zone {
     ZONES[index].parse().expect("a zone's name")
-}
-
-fn manager_params() -> ManagerParams {
-    ManagerParams {
-        cluster: CLUSTER.to_owned(),
-        place: Place {
-            region: "local-1".to_owned(),
-            zones: (0..2).map(zone).collect(),
-            endpoint: "http://sim".to_owned(),
-        },
-        root: RootAccount {
-            account: "000000000001".parse().expect("an account"),
-            access_key: api::ACCESS_KEY.to_owned(),
-            secret: api::SECRET.to_owned(),
-        },
-        remirror_delay: Duration::from_secs(2),
-        timing: control::machine::Timing::default(),
-    }
-}
-
-fn server_params(seed: u64, striped: bool) -> Vec<ServerParams> {
-    // Of its own, so that the runs without are what they always were.
-    let mut random = Random::new(seed ^ 0x6a6f_7572_6e61_6c73);
-    let some_apart = random.below(JOURNALS_APART_ONE_IN) == 0;
-    let drive = |name: &str, media: Media| DriveParams {
-        drive: name.parse().expect("a name"),
-        place: format!("/dev/{name}"),
-        geometry: Geometry {
-            media,
-            drive_bytes: 256 << 20,
-            journal_bytes: 4 << 20,
-            journal: JournalPlace::Inside,
-            replicas_max: 32,
-            memory_bytes: 2 << 20,
-        },
-        capacity: ByteCount::new(100 << 30),
-        rate: Rate { iops: Iops::new(50_000), throughput: MibPerSec::new(2_000) },
-        media,
-        emulation: None,
-    };
-    let mut drives = vec![drive("ssd", Media::Ssd), drive("hdd", Media::Hdd)];
-    if striped {
-        drives.extend(["ssd-1", "ssd-2"].map(|name| drive(name, Media::Ssd)));
-        drives.extend(["hdd-1", "hdd-2"].map(|name| drive(name, Media::Hdd)));
-    }
-    (0..6u16)
-        .map(|n| {
-            let letter = if n < 3 { 'a' } else { 'b' };
-            let mut drives = drives.clone();
-            for drive in &mut drives {
-                if some_apart && random.chance(50) {
-                    drive.geometry.journal = JournalPlace::Apart;
-                }
-            }
-            ServerParams {
-                cluster: CLUSTER.to_owned(),
-                server: format!("server-{letter}-{}", n % 3 + 1)
-                    .parse::<ServerId>()
-                    .expect("a name"),
-                boot: BootId::from_raw(0),
-                zone: zone(usize::from(n / 3)),
-                address: SocketAddr::from(([127, 0, 0, 1], 7_000 + n)),
-                drives,
-                timing: bds::api::Timing::default(),
-            }
-        })
-        .collect()
-}
-
-fn node_params() -> Vec<NodeParams> {
-    (0..2)
-        .map(|n| NodeParams {
-            cluster: CLUSTER.to_owned(),
-            node: if n == 0 { "node-a" } else { "node-b" }.parse().expect("a name"),
-            boot: BootId::from_raw(0),
-            zone: zone(n),
-            account: "000000000001".parse().expect("an account"),
-            instances: vec![instance(n)],
-            timing: node::api::Timing::default(),
-            cached: Vec::new(),
-        })
-        .collect()
 }

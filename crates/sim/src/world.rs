@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bds::api as bds_api;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use control::{
     api::CallToken,
     http::{HttpRequest, HttpResponse},
@@ -14,18 +14,18 @@ use control::{
 use engine::api::{Device, DriveError, Durability, IoToken};
 use format::{
     ctl::{Attach, FromManager, ToManager},
-    data::DataMessage,
     disk::JournalPlace,
-    frame,
     record::Record,
 };
 use model::{
-    id::{BootId, DriveName, NodeId, ServerId, VolumeId},
+    id::{DriveName, NodeId, ServerId, VolumeId},
     time::{Instant, WallTime},
 };
 use node::api as node_api;
 use node::api::{GuestReply, GuestRequest, GuestToken};
 
+mod life;
+mod links;
 mod machines;
 
 use crate::{
@@ -283,65 +283,6 @@ impl World {
         self.feed_node(node, node_api::Event::GuestRequested { volume, token, request });
     }
 
-    /// `kill -9`: memory and whatever was in flight are gone.
-    pub fn kill(&mut self, process: &Process, power: bool) {
-        if !self.is_up(process) {
-            return;
-        }
-        self.trace(|| format!("KILL {process:?} power={power}"));
-        self.wakes.remove(process);
-        match process {
-            Process::Manager => {
-                self.manager.machine = None;
-                self.manager.life += 1;
-                // The commit in flight was durable or not.
-                if let Some((_, writes)) = self.manager.pending.take()
-                    && self.random.chance(50)
-                {
-                    apply(&mut self.manager.records, &writes);
-                }
-            }
-            Process::Server(id) => {
-                let server = self.servers.get_mut(id).expect("known");
-                server.machine = None;
-                server.ready = false;
-                server.life += 1;
-                for drive in server.drives.values_mut() {
-                    if power {
-                        drive.cut_power(&mut self.random);
-                    } else {
-                        drive.kill(&mut self.random);
-                    }
-                }
-            }
-            Process::Node(id) => {
-                let node = self.nodes.get_mut(id).expect("known");
-                node.machine = None;
-                node.life += 1;
-                self.exports.retain(|(n, _), _| n != id);
-            }
-        }
-        for (from, to, up, conn) in self.network.break_all(process) {
-            self.tell_broken(&from, &to, up, conn);
-        }
-    }
-
-    pub fn start_later(&mut self, process: &Process, delay: Duration) {
-        self.schedule(delay, Happening::Start { process: process.clone() });
-    }
-
-    /// Resets one random link that is up.
-    pub fn reset_a_link(&mut self) {
-        let links = self.network.up_links();
-        if links.is_empty() {
-            return;
-        }
-        let (from, to) = self.random.pick(&links).clone();
-        self.trace(|| format!("RESET {from:?} -> {to:?}"));
-        let (from, to, up, conn) = self.network.break_link(&from, &to);
-        self.tell_broken(&from, &to, up, conn);
-    }
-
     /// The durable records of the manager.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.manager.records.values()
@@ -437,211 +378,6 @@ impl World {
                     self.feed_node(&node, event);
                 }
             }
-        }
-    }
-
-    fn start(&mut self, process: &Process) {
-        if self.is_up(process) {
-            return;
-        }
-        self.trace(|| format!("START {process:?}"));
-        let (now, wall, seed) = (self.now, self.wall(), self.random.number());
-        match process {
-            Process::Manager => {
-                let mut out = Vec::new();
-                let records = self.manager.records.values().cloned().collect();
-                let params = self.manager.params.clone();
-                let machine =
-                    control::machine::Manager::new(params, records, seed, now, wall, &mut out);
-                self.manager.machine = Some(machine);
-                self.act_manager(out);
-            }
-            Process::Server(id) => {
-                let server = self.servers.get_mut(id).expect("known");
-                server.params.boot = BootId::from_random(u128::from(seed));
-                let mut out = Vec::new();
-                let machine = bds::Server::new(server.params.clone(), seed, now, &mut out)
-                    .expect("the drives fit their geometry");
-                server.machine = Some(machine);
-                self.act_server(id, out);
-            }
-            Process::Node(id) => {
-                let node = self.nodes.get_mut(id).expect("known");
-                node.params.boot = BootId::from_random(u128::from(seed));
-                node.params.cached = node.cached.clone();
-                let mut out = Vec::new();
-                let machine = node::Node::new(node.params.clone(), seed, now, &mut out);
-                node.machine = Some(machine);
-                self.act_node(id, out);
-                self.dial(process, &Process::Manager);
-            }
-        }
-        self.schedule_wake(process);
-    }
-
-    fn wake(&mut self, process: &Process, life: u64) {
-        let current = match process {
-            Process::Manager => self.manager.life,
-            Process::Server(s) => self.servers[s].life,
-            Process::Node(n) => self.nodes[n].life,
-        };
-        if current != life || !self.is_up(process) {
-            return;
-        }
-        self.wakes.remove(process);
-        if self.deadline(process).is_some_and(|d| d <= self.now) {
-            match process {
-                Process::Manager => self.feed_manager(control_api::Event::TimeReached),
-                Process::Server(s) => self.feed_server(&s.clone(), bds_api::Event::TimeReached),
-                Process::Node(n) => self.feed_node(&n.clone(), node_api::Event::TimeReached),
-            }
-        } else {
-            self.schedule_wake(process);
-        }
-    }
-
-    fn deadline(&self, process: &Process) -> Option<Instant> {
-        match process {
-            Process::Manager => self.manager.machine.as_ref()?.deadline(),
-            Process::Server(s) => self.servers[s].machine.as_ref()?.deadline(),
-            Process::Node(n) => self.nodes[n].machine.as_ref()?.deadline(),
-        }
-    }
-
-    fn schedule_wake(&mut self, process: &Process) {
-        let Some(deadline) = self.deadline(process) else { return };
-        let at = deadline.max(self.now + Duration::from_micros(1));
-        if self.wakes.get(process).is_some_and(|&w| w <= at && w > self.now) {
-            return;
-        }
-        self.wakes.insert(process.clone(), at);
-        let life = match process {
-            Process::Manager => self.manager.life,
-            Process::Server(s) => self.servers[s].life,
-            Process::Node(n) => self.nodes[n].life,
-        };
-        self.schedule_at(at, Happening::Wake { process: process.clone(), life });
-    }
-
-    // Links.
-
-    fn dial(&mut self, from: &Process, to: &Process) {
-        if let Some(life) = self.network.want(from, to) {
-            let delay = self.random.micros(200, 10_000);
-            let (from, to) = (from.clone(), to.clone());
-            self.schedule(delay, Happening::Dialled { from, to, life });
-        }
-    }
-
-    fn dialled(&mut self, from: &Process, to: &Process, life: Life) {
-        if !self.network.link(from, to).is_some_and(|l| l.life == life) {
-            return;
-        }
-        let listening = match to {
-            Process::Manager => self.is_up(to),
-            Process::Server(s) => self.servers[s].ready,
-            Process::Node(_) => unreachable!("nobody dials a node manager"),
-        };
-        if !listening {
-            let delay = self.random.micros(5_000, 50_000);
-            let (from, to) = (from.clone(), to.clone());
-            self.schedule(delay, Happening::Dialled { from, to, life });
-            return;
-        }
-        assert!(self.network.raise(from, to, life));
-        match (from, to) {
-            (_, Process::Manager) => {
-                let link = control_api::LinkId(self.conn(from, to));
-                self.feed_manager(control_api::Event::LinkOpened { link });
-                match from {
-                    Process::Server(s) => self.feed_server(s, bds_api::Event::ManagerLinkUp),
-                    Process::Node(n) => self.feed_node(n, node_api::Event::ManagerLinkUp),
-                    Process::Manager => unreachable!("no link to itself"),
-                }
-            }
-            (Process::Server(s), Process::Server(t)) => {
-                self.feed_server(s, bds_api::Event::LinkUp { server: t.clone() });
-            }
-            (Process::Node(n), Process::Server(t)) => {
-                self.feed_node(n, node_api::Event::LinkUp { server: t.clone() });
-            }
-            _ => unreachable!("no such link"),
-        }
-    }
-
-    fn conn(&self, from: &Process, to: &Process) -> u64 {
-        self.network.link(from, to).expect("a current link").conn.0
-    }
-
-    /// Tells both ends, and dials again for who still wants it.
-    fn tell_broken(&mut self, from: &Process, to: &Process, up: bool, conn: bds_api::ConnId) {
-        if up && self.is_up(to) {
-            match to {
-                Process::Manager => {
-                    let link = control_api::LinkId(conn.0);
-                    self.feed_manager(control_api::Event::LinkClosed { link });
-                }
-                Process::Server(s) => self.feed_server(s, bds_api::Event::ConnClosed { conn }),
-                Process::Node(_) => unreachable!("nobody dials a node manager"),
-            }
-        }
-        if !self.is_up(from) {
-            return;
-        }
-        self.dial(from, to);
-        if !up {
-            return;
-        }
-        match (from, to) {
-            (Process::Server(s), Process::Manager) => {
-                self.feed_server(s, bds_api::Event::ManagerLinkDown);
-            }
-            (Process::Node(n), Process::Manager) => {
-                self.feed_node(n, node_api::Event::ManagerLinkDown);
-            }
-            (Process::Server(s), Process::Server(t)) => {
-                self.feed_server(s, bds_api::Event::LinkDown { server: t.clone() });
-            }
-            (Process::Node(n), Process::Server(t)) => {
-                self.feed_node(n, node_api::Event::LinkDown { server: t.clone() });
-            }
-            _ => unreachable!("no such link"),
-        }
-    }
-
-    fn send_data(&mut self, from: &Process, to: &Process, outward: bool, message: DataMessage) {
-        let delay = self.random.micros(30, 300);
-        let Some((at, life)) = self.network.send(from, to, outward, self.now, delay) else {
-            return;
-        };
-        let wire = message.into_frame().encode();
-        let (from, to) = (from.clone(), to.clone());
-        self.schedule_at(at, Happening::Data { from, to, life, outward, wire });
-    }
-
-    fn deliver(&mut self, from: &Process, to: &Process, outward: bool, wire: &Bytes) {
-        let frame = frame::decode(&mut BytesMut::from(&wire[..])).expect("we encoded it");
-        let message = DataMessage::from_frame(frame.expect("whole")).expect("we encoded it");
-        self.trace(|| {
-            let text = format!("{message:?}");
-            let arrow = if outward { "->" } else { "<-" };
-            format!("{from:?} {arrow} {to:?}: {}", text.chars().take(300).collect::<String>())
-        });
-        if outward {
-            let Process::Server(server) = to else { unreachable!("data goes to servers") };
-            let conn = bds_api::ConnId(self.conn(from, to));
-            self.feed_server(server, bds_api::Event::MessageReceived { conn, message });
-            return;
-        }
-        let Process::Server(server) = to.clone() else { unreachable!("data comes from servers") };
-        match from {
-            Process::Server(s) => {
-                self.feed_server(s, bds_api::Event::LinkReceived { server, message });
-            }
-            Process::Node(n) => {
-                self.feed_node(n, node_api::Event::LinkReceived { server, message })
-            }
-            Process::Manager => unreachable!("the manager has no data links"),
         }
     }
 }
