@@ -360,6 +360,7 @@ impl Drive {
         self.complete(op, Err(error), out);
     }
 
+    /// The fresh slots of an entry that ends without them are for whoever waits for one.
     pub fn give_up_slots(&mut self, entry: Entry) {
         let placed = match entry.work {
             Work::Write(write) => {
@@ -372,9 +373,13 @@ impl Drive {
             Work::Install(install) => install.placed,
             _ => Vec::new(),
         };
+        if placed.is_empty() {
+            return;
+        }
         for (_, slot) in placed {
             self.space.give_back(slot);
         }
+        self.feed_starved();
     }
 
     pub fn complete_done(&mut self, ops: Vec<OpToken>, out: &mut Vec<Action>) {

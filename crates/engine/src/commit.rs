@@ -128,6 +128,7 @@ impl Drive {
         self.seal_at = (!was_seal).then(|| now + SEAL_AFTER);
         self.complete_done(ops, out);
         self.complete_withdrawn(out);
+        self.feed_orphans();
         self.release_slots();
     }
 
@@ -168,8 +169,8 @@ impl Drive {
     }
 
     fn make_records(&mut self, entry: &mut Entry, batch: &mut Batch) -> Result<(), Stop> {
-        let replica = entry.replica;
-        let known = self.table.replica(replica).is_some();
+        let (replica, number) = (entry.replica, entry.number);
+        let known = self.table.replica(replica).is_some() && !self.starved.is_orphan(entry);
         match &mut entry.work {
             Work::Create { .. } if known => Ok(()),
             Work::Create { size, meta } => {
@@ -178,7 +179,9 @@ impl Drive {
                     let max = self.table.memory_max();
                     return Err(Stop::Refused(OpError::Memory { max }));
                 }
-                self.log_row(batch, index, replica, *size, meta.clone())
+                self.log_row(batch, index, replica, *size, meta.clone())?;
+                self.starved.made(replica, number);
+                Ok(())
             }
             Work::Remove if !known => Ok(()),
             Work::Remove => self.log_remove(batch, replica),
@@ -223,7 +226,7 @@ impl Drive {
         let index = self.table.row_of(replica).expect("the caller looked");
         Record::Remove { index, replica }.put(&mut batch.head);
         let lsn = batch.next_lsn();
-        self.forget_withdrawal(replica);
+        self.end_waiting(replica);
         for slot in self.table.remove_replica(lsn, replica) {
             self.vacate(lsn, slot);
         }
@@ -499,6 +502,7 @@ impl Drive {
                 // The extent got a slot meanwhile, or layers: what else these hold must stay.
                 install.placed.remove(0);
                 self.space.give_back(slot);
+                self.feed_starved();
             }
             self.log_set(batch, owner, install)?;
         }

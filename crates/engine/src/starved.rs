@@ -1,8 +1,10 @@
-//! Changes that wait for a free slot, and their withdrawal.
+//! Changes that wait for a free slot, their withdrawal, and their end with their replica.
 //!
 //! Decides: which change waits for space, and which goes without having got any.
 //! Does not: free slots, or make records.
-//! Invariant: what a withdrawn change left on the drive is durable when it completes.
+//! Invariants: what a withdrawn change left on the drive is durable when it completes; nobody waits
+//! while a slot is free, or for a replica that is gone durably; a change of a replica that was
+//! removed never reaches one that was made under the same id since.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,6 +25,11 @@ pub struct Starved {
     withdrawn: BTreeMap<ReplicaId, u64>,
     /// Withdrawn ones whose first records may not be durable yet.
     leaving: Vec<OpToken>,
+    /// Number of the change that made the replica, if that was since the drive was opened. Those
+    /// before it were meant for another one, which had the same id.
+    made: BTreeMap<ReplicaId, u64>,
+    /// A replica was removed of which changes wait here.
+    has_orphans: bool,
 }
 
 impl Starved {
@@ -40,6 +47,15 @@ impl Starved {
         self.number
     }
 
+    /// Whether it was meant for a replica that is gone, whose id another one has now.
+    pub fn is_orphan(&self, entry: &Entry) -> bool {
+        self.made.get(&entry.replica).is_some_and(|&made| entry.number < made)
+    }
+
+    pub fn made(&mut self, replica: ReplicaId, number: u64) {
+        self.made.insert(replica, number);
+    }
+
     fn may_wait(&self, entry: &Entry) -> bool {
         self.withdrawn.get(&entry.replica).is_none_or(|&last| entry.number > last)
     }
@@ -52,7 +68,6 @@ impl Drive {
             self.starved.entries.push_back(entry);
         } else {
             self.leave(entry);
-            self.feed_starved();
         }
     }
 
@@ -72,11 +87,7 @@ impl Drive {
                 .into_iter()
                 .partition(|entry| entry.replica != replica);
         self.starved.entries = stay;
-        if !leave.is_empty() {
-            leave.into_iter().for_each(|entry| self.leave(entry));
-            // Slots that were kept for what has left may be what others wait for.
-            self.feed_starved();
-        }
+        leave.into_iter().for_each(|entry| self.leave(entry));
         self.complete(op, Ok(Outcome::Done), out);
     }
 
@@ -92,8 +103,19 @@ impl Drive {
         }
     }
 
-    /// The replica is gone, and its changes with it.
-    pub fn forget_withdrawal(&mut self, replica: ReplicaId) {
+    /// The replica is gone, and its changes with it: when its removal is durable, because until
+    /// then a crash brings it back.
+    pub fn end_waiting(&mut self, replica: ReplicaId) {
         self.starved.withdrawn.remove(&replica);
+        self.starved.made.remove(&replica);
+        let waits = self.starved.entries().any(|entry| entry.replica == replica);
+        self.starved.has_orphans |= waits;
+    }
+
+    /// What was removed is so durably: its changes find that it is gone.
+    pub fn feed_orphans(&mut self) {
+        if std::mem::take(&mut self.starved.has_orphans) {
+            self.feed_starved();
+        }
     }
 }

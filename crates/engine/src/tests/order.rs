@@ -1,13 +1,14 @@
 //! Orders of events that random histories seldom meet.
 
-use format::data::Change;
+use bytes::Bytes;
+use format::data::{Change, UnitMeta};
 use model::{id::ReplicaId, units::ByteCount, volume::Media};
 
 use super::{
     cases::{bench, content, crcs, read, replica, seq, write, zero},
     sim::{Bench, Image, geometry},
 };
-use crate::api::{Action, Durability, Event, Outcome, Request};
+use crate::api::{Action, Durability, Event, OpError, Outcome, Request};
 
 /// A replica on a drive with few slots, all of them used.
 fn full() -> (Bench, u64) {
@@ -177,4 +178,107 @@ fn slots_of_a_removed_replica_come_back_in_parts_between_requests() {
         assert_eq!(bench.outcome(op), Some(Ok(Outcome::Done)), "extent {extent} of {slots}");
     }
     assert_eq!(bench.engine.usage().slots_used, slots);
+}
+
+fn other() -> ReplicaId {
+    ReplicaId::from_raw(0xb2)
+}
+
+fn create_other(bench: &mut Bench, size: u64) {
+    let size = ByteCount::new(size);
+    let request = Request::CreateReplica { replica: other(), size, meta: "".into() };
+    assert_eq!(bench.ask(request), Ok(Outcome::Done));
+}
+
+fn write_other(mod_seq: u64, offset: u64, data: Bytes) -> Request {
+    let change = Change::Write { crcs: crcs(&data), data };
+    Request::Change { replica: other(), mod_seq: seq(mod_seq), offset, change }
+}
+
+#[test]
+fn a_change_that_waits_for_space_does_not_outlive_its_replica() {
+    let (mut bench, _) = full();
+    create_other(&mut bench, 4 << 20);
+    // Its replica has nothing: no slot becomes free with it.
+    let waits = bench.request(write_other(1, 0, content(91, 1)));
+    bench.run();
+    assert_eq!(bench.engine.usage().waiting_for_space, 1);
+    let removed = bench.request(Request::RemoveReplica { replica: other() });
+    assert_eq!(bench.outcome(waits), None, "the removal may still be lost");
+    bench.run();
+    assert_eq!(bench.outcome(removed), Some(Ok(Outcome::Done)));
+    assert_eq!(bench.outcome(waits), Some(Err(OpError::UnknownReplica)));
+    assert_eq!(bench.engine.usage().waiting_for_space, 0);
+}
+
+#[test]
+fn a_change_of_a_removed_replica_does_not_show_in_one_that_is_made_again() {
+    let (mut bench, _) = full();
+    create_other(&mut bench, 4 << 20);
+    let waits = bench.request(write_other(1, 3 << 20, content(91, 1)));
+    bench.run();
+    // Both wait for a batch, and go into one.
+    write(&mut bench, 2, 0, content(92, 1));
+    let first = bench.request(super::cases::write_request(3, 0, content(93, 1)));
+    let removed = bench.request(Request::RemoveReplica { replica: other() });
+    let (size, meta) = (ByteCount::new(1 << 20), Bytes::new());
+    let made = bench.request(Request::CreateReplica { replica: other(), size, meta });
+    let room = bench.request(super::cases::zero_request(4, 0, 1 << 20));
+    bench.run();
+    for op in [first, removed, made, room] {
+        assert_eq!(bench.outcome(op), Some(Ok(Outcome::Done)));
+    }
+    assert_eq!(bench.outcome(waits), Some(Err(OpError::UnknownReplica)));
+    assert_eq!(bench.engine.allocated(other()), ByteCount::ZERO);
+}
+
+#[test]
+fn a_slot_that_a_refused_change_gives_back_goes_to_who_waits_for_one() {
+    let (mut bench, slots) = full();
+    create_other(&mut bench, 4 << 20);
+    zero(&mut bench, 2, 0, 1 << 20);
+    bench.idle();
+    // It takes the only slot, and nobody makes its record any more.
+    let first = bench.request(write_other(1, 0, content(91, 256)));
+    assert!(lazy_write(&bench, 0).is_some(), "its payload");
+    let payload = bench.under_way.pop_front().expect("found above");
+    let waits = bench.request(whole(slots, 92));
+    bench.run();
+    assert_eq!(bench.outcome(waits), None);
+    assert_eq!(bench.ask(Request::RemoveReplica { replica: other() }), Ok(Outcome::Done));
+    bench.under_way.push_front(payload);
+    bench.run();
+    assert_eq!(bench.outcome(first), Some(Err(OpError::UnknownReplica)));
+    assert_eq!(bench.outcome(waits), Some(Ok(Outcome::Done)));
+}
+
+#[test]
+fn a_slot_that_an_image_does_not_need_any_more_goes_to_who_waits_for_one() {
+    let (mut bench, slots) = full();
+    zero(&mut bench, 2, 0, 2 << 20);
+    bench.idle();
+    // Its extent gets the other slot while its payload is on its way to this one.
+    let data = content(91, 16);
+    let unit = UnitMeta {
+        offset: slots << 20,
+        mod_seq: seq(3),
+        valid: vec![0xff, 0xff],
+        crcs: crcs(&data),
+    };
+    let installed = bench.request(Request::Install {
+        replica: replica(),
+        units: vec![unit],
+        data: data.clone(),
+    });
+    assert!(lazy_write(&bench, 0).is_some(), "its payload");
+    let payload = bench.under_way.pop_front().expect("found above");
+    write(&mut bench, 4, (slots << 20) + (1 << 19), content(92, 1));
+    let waits = bench.request(whole(slots + 1, 93));
+    bench.run();
+    assert_eq!(bench.outcome(waits), None);
+    bench.under_way.push_front(payload);
+    bench.run();
+    assert_eq!(bench.outcome(installed), Some(Ok(Outcome::Done)));
+    assert_eq!(bench.outcome(waits), Some(Ok(Outcome::Done)));
+    assert!(read(&mut bench, slots << 20, 64 << 10) == data);
 }
