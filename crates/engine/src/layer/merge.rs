@@ -137,6 +137,15 @@ impl Merging {
         self.may_work && !self.is_parked && self.copying.as_ref().is_none_or(|c| c.waits == 0)
     }
 
+    /// A record gives the slot content: what was read of it before, damage too, does not count.
+    pub fn changed(&mut self, slot: u32) {
+        // What is still being read finds out when it comes back.
+        let is_here = |copying: &Copying| copying.slot == slot && copying.waits == 0;
+        if self.copying.as_ref().is_some_and(is_here) {
+            self.copying = None;
+        }
+    }
+
     pub fn is_held(&self) -> bool {
         self.is_held
     }

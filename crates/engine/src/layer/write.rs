@@ -237,6 +237,7 @@ impl Drive {
             self.table.write_blocks(lsn, &BlockRun { slot, owner, fresh, mod_seq, first, crcs });
             self.overlay_blocks(lsn, slot, std::iter::once(first), &data);
             self.readers.changed(slot, lsn);
+            self.merging.changed(slot);
             batch.added(Some(data));
         }
         Ok(true)

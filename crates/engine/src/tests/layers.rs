@@ -351,3 +351,41 @@ fn a_drive_of_version_2_is_made_one_that_older_programs_refuse() {
     let mut bench = reopened(&bench, Media::Ssd);
     assert_eq!(read_layer(&mut bench, 1, 0, 4096), content(1, 3).slice(..4096));
 }
+
+#[test]
+fn a_repair_is_not_undone_by_a_merge_that_met_the_damage_before() {
+    let mut bench = bench(Media::Ssd);
+    write(&mut bench, 1, 0, content(1, 16));
+    freeze(&mut bench, 1);
+    write(&mut bench, 2, 4096, content(2, 1));
+    bench.cycle();
+    let units = describe(&mut bench);
+    let slots = (0..4).map(|slot| layout(Media::Ssd).slot_offset(slot));
+    let holds = |at: &u64| bench.drive.seen.read(*at, 4096) == content(1, 16).slice(..4096);
+    let slot = slots.clone().find(holds).expect("it was written home");
+    bench.drive.seen.rot(slot + (5 << 12));
+    let released = bench.request(Request::Release { replica: replica(), layer: layer(1) });
+    // Four times two runs of blocks are read for the merge.
+    let is_read = |action: &Action| matches!(action, Action::ReadDrive { .. });
+    let mut reads = 0;
+    while reads < 7 {
+        reads += usize::from(bench.under_way.front().is_some_and(is_read));
+        bench.step(0);
+    }
+    // The last comes back, and then the image that repairs, while a batch is being written.
+    let other = bench.request(write_request(3, 512 << 10, content(3, 1)));
+    assert!(bench.under_way.front().is_some_and(is_read));
+    bench.step(0);
+    let mut whole = content(1, 16).to_vec();
+    whole[4096..8192].copy_from_slice(&content(2, 1));
+    let data = Bytes::from(whole);
+    let install = Request::Install { replica: replica(), units, data: data.clone() };
+    let repaired = bench.request(install);
+    assert_eq!(bench.outcome(other), None);
+    bench.run();
+    for op in [released, other, repaired] {
+        assert_eq!(bench.outcome(op), Some(Ok(Outcome::Done)));
+    }
+    assert_eq!(bench.engine.usage().layers, 0);
+    assert_eq!(read(&mut bench, 0, 64 << 10), data);
+}
