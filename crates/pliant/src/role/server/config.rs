@@ -79,7 +79,7 @@ pub(super) struct DriveConfig {
     /// Threads that carry out its I/O, where the portable driver does.
     #[serde(default = "threads_default")]
     threads: usize,
-    /// `auto`: the portable one.
+    /// `auto`: io_uring, and where the system refuses it, the portable one.
     #[serde(default)]
     driver: DriverKind,
     /// `auto`: only where the device below needs it to make a write durable.
