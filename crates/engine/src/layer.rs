@@ -138,7 +138,7 @@ impl Drive {
         }
         self.need(batch, SMALL_RECORD_LEN, 0)?;
         let index = self.table.row_of(replica).expect("the caller looked");
-        let head = layers.next_number();
+        let head = layers.next_number(self.table.stray_numbers(replica));
         let lsn = batch.next_lsn();
         Record::Layer(LayerRecord::Freeze { index, replica, layer, head }).put(&mut batch.head);
         self.table.freeze(lsn, replica, layer, head);

@@ -100,6 +100,8 @@ pub struct Replica {
     extents: ExtentMap,
     /// The oldest first.
     frozen: Vec<Frozen>,
+    /// Numbers of no layer that slots had when the drive was opened: only damage leaves any.
+    strays: Vec<u16>,
 }
 
 impl Replica {
@@ -402,6 +404,7 @@ impl Table {
                 head: row.layers.head,
                 extents: ExtentMap::default(),
                 frozen: Vec::new(),
+                strays: Vec::new(),
             };
             self.replicas_memory += replica.memory();
             replica

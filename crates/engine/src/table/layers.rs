@@ -133,6 +133,11 @@ impl Table {
         self.replicas.get(&replica).is_some_and(Replica::is_layered)
     }
 
+    /// Numbers that a new layer must not get, or it would have what a lost one had.
+    pub fn stray_numbers(&self, replica: ReplicaId) -> &[u16] {
+        self.replicas.get(&replica).map_or(&[], |r| &r.strays)
+    }
+
     /// Where the head stands above its frozen layers.
     pub fn head_top(&self, replica: ReplicaId) -> usize {
         self.replicas.get(&replica).map_or(0, |r| r.frozen.len())

@@ -381,6 +381,10 @@ impl Recovering {
                     Some(_) => drop(stale.insert(id)),
                 }
             }
+            // The row does not know them: it was lost, and an older one counts.
+            let strays = self.maps.range((birth, 0)..=(birth, u16::MAX));
+            let strays = strays.filter(|(_, map)| map.len() > 0);
+            replica.strays = strays.map(|(&(_, number), _)| number).collect();
         }
     }
 

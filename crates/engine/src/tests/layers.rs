@@ -389,3 +389,33 @@ fn a_repair_is_not_undone_by_a_merge_that_met_the_damage_before() {
     assert_eq!(bench.engine.usage().layers, 0);
     assert_eq!(read(&mut bench, 0, 64 << 10), data);
 }
+
+#[test]
+fn slots_of_a_layer_that_was_lost_do_not_come_back_with_its_number() {
+    let mut bench = bench(Media::Ssd);
+    write(&mut bench, 1, 0, content(1, 1));
+    bench.cycle();
+    freeze(&mut bench, 1);
+    write(&mut bench, 2, 1 << 20, content(2, 1));
+    bench.cycle();
+    // The newer half of the row is lost, and with it that there is a layer.
+    let reopen = |half| {
+        let mut image = bench.drive.seen.clone();
+        image.rot(layout(Media::Ssd).page_offset(0, half) + 100);
+        Bench::open(geometry(Media::Ssd, 24 << 20), image)
+    };
+    let is_stale = |bench: &Bench| bench.opened.as_ref().expect("open")[0].stale;
+    let mut bench = [0, 1].map(reopen).into_iter().find(is_stale).expect("one of them counts");
+    assert!(is_zero(&read(&mut bench, 1 << 20, 4096)));
+    // Its caller fills it from another replica, which holds nothing there.
+    let size = ByteCount::new(SIZE);
+    let filled = Request::SetReplicaMeta { replica: replica(), size, meta: Bytes::new() };
+    assert_eq!(bench.ask(filled), Ok(Outcome::Done));
+    freeze(&mut bench, 2);
+    bench.cycle();
+    let mut bench = reopened(&bench, Media::Ssd);
+    assert!(!is_stale(&bench));
+    assert!(is_zero(&read(&mut bench, 1 << 20, 4096)), "content of another time");
+    let used = bench.engine.usage().slots_used;
+    assert_eq!(used, 1);
+}

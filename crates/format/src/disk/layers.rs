@@ -49,9 +49,11 @@ pub struct FrozenLayer {
 }
 
 impl Layers {
-    /// A number that no slot of the replica has.
-    pub fn next_number(&self) -> u16 {
-        let is_taken = |number| self.frozen.iter().any(|layer| layer.number == number);
+    /// A number that no slot of the replica has: no layer's, and none that slots have without one.
+    pub fn next_number(&self, strays: &[u16]) -> u16 {
+        let is_taken = |number| {
+            strays.contains(&number) || self.frozen.iter().any(|layer| layer.number == number)
+        };
         let mut number = self.head.wrapping_add(1);
         while is_taken(number) {
             number = number.wrapping_add(1);

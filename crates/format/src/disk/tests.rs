@@ -334,9 +334,10 @@ fn the_number_of_a_layer_comes_again_only_when_no_layer_has_it() {
     layers.head = 0xffff;
     layers.frozen[0].number = 0;
     layers.frozen[1].number = 1;
-    assert_eq!(layers.next_number(), 2);
+    assert_eq!(layers.next_number(&[]), 2);
+    assert_eq!(layers.next_number(&[2, 4]), 3);
     layers.freeze(LayerId::from_raw(5), 2);
-    assert_eq!((layers.head, layers.frozen[2].number, layers.next_number()), (2, 0xffff, 3));
+    assert_eq!((layers.head, layers.frozen[2].number, layers.next_number(&[])), (2, 0xffff, 3));
 }
 
 #[test]
