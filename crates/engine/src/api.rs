@@ -57,7 +57,8 @@ pub enum Event {
         token: OpToken,
         request: Request,
     },
-    /// `Engine::deadline` has come.
+    /// `Engine::deadline` has come. It is now when the caller's turn is to end: whatever came with
+    /// it was told, and is made durable together.
     TimeReached,
 }
 

@@ -43,10 +43,15 @@ pub enum Stop {
 }
 
 impl Drive {
-    /// Issues the next batch, if none is being written and there is something to write.
-    pub fn issue_batch(&mut self, out: &mut Vec<Action>) {
+    /// None is being written, and there is something to write.
+    pub fn wants_batch(&self) -> bool {
         let is_idle = self.queue.is_empty() && self.ready_freeze().is_none();
-        if self.batch.is_some() || is_idle && !self.merging.is_ready() {
+        self.batch.is_none() && (!is_idle || self.merging.is_ready())
+    }
+
+    /// Issues the next batch, if it is time for one.
+    pub fn issue_batch(&mut self, out: &mut Vec<Action>) {
+        if !self.wants_batch() {
             return;
         }
         let mut batch = self.journal.begin();

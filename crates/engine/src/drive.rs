@@ -71,6 +71,8 @@ pub struct Drive {
     /// The last batch says nothing yet about its own durability.
     pub seal_at: Option<Instant>,
     failure: Option<String>,
+    /// Something came since changes were last made into records.
+    has_news: bool,
     /// Of the last event.
     now: Instant,
 }
@@ -199,12 +201,15 @@ impl Drive {
             writeback: Writeback::default(),
             seal_at: None,
             failure: None,
+            has_news: true,
             now: Instant::ZERO,
         }
     }
 
     pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
         self.now = now;
+        let turn_ends = matches!(event, Event::TimeReached);
+        self.has_news = !turn_ends;
         match event {
             Event::Requested { token, request } => {
                 assert!(self.accepted.insert(token), "{token:?} is in use");
@@ -220,9 +225,9 @@ impl Drive {
                 let io = self.ios.finished(token);
                 self.wrote(now, io, result, out);
             }
-            Event::TimeReached => self.seal_if_due(now, out),
+            Event::TimeReached => {}
         }
-        self.go_on(out);
+        self.go_on(turn_ends, out);
     }
 
     fn wrote(
@@ -258,16 +263,20 @@ impl Drive {
         }
     }
 
-    /// What was under way in the background goes on.
-    pub fn go_on(&mut self, out: &mut Vec<Action>) {
+    /// What was under way in the background goes on. A batch is made when the caller's turn ends, so
+    /// that what came with one turn becomes durable together.
+    pub fn go_on(&mut self, turn_ends: bool, out: &mut Vec<Action>) {
         if self.failure.is_some() {
             return;
         }
         self.free_removed();
         // Pages that every batch changes can be taken only between two batches.
         self.write_back(out);
-        self.issue_batch(out);
-        self.write_back(out);
+        if turn_ends {
+            self.issue_batch(out);
+            self.seal_if_due(self.now, out);
+            self.write_back(out);
+        }
         self.prepare_slots(out);
         if self.batch.is_none() {
             self.complete_withdrawn(out);
@@ -300,7 +309,8 @@ impl Drive {
 
     pub fn deadline(&self) -> Option<Instant> {
         let goes_on = self.table.has_removed(self.journal.durable_lsn());
-        if goes_on { Some(self.now) } else { self.seal_at }
+        let has_changes = self.has_news && self.wants_batch();
+        if goes_on || has_changes { Some(self.now) } else { self.seal_at }
     }
 
     pub fn usage(&self) -> Usage {

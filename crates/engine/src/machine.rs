@@ -99,7 +99,7 @@ impl Engine {
             Progress::Open { drive, replicas } => {
                 out.push(Action::Opened { replicas });
                 let mut drive = drive;
-                drive.go_on(out);
+                drive.go_on(false, out);
                 let phase = std::mem::replace(&mut self.phase, Phase::Open(drive));
                 if let Phase::Opening { early, .. } = phase {
                     for (token, request) in early {

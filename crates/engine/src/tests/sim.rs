@@ -209,10 +209,15 @@ impl Bench {
         }
     }
 
+    /// A turn of the caller's with this event alone.
     pub fn event(&mut self, event: Event) {
         let mut out = Vec::new();
+        let is_turn_end = event == Event::TimeReached;
         self.engine.handle(self.now, event, &mut out);
         self.take(out);
+        if !is_turn_end && self.engine.deadline() == Some(self.now) {
+            self.event(Event::TimeReached);
+        }
     }
 
     pub fn request(&mut self, request: Request) -> OpToken {

@@ -90,6 +90,7 @@ impl Turning {
 
     /// Does what there is to do; waits, if nothing completed, until something happens.
     pub fn turn(&mut self) -> anyhow::Result<()> {
+        self.end_turn();
         self.carry_out()?;
         if self.completed.is_empty() {
             self.wait()?;
@@ -100,6 +101,7 @@ impl Turning {
 
     /// Lets what is under way end, writing home too.
     pub fn settle(&mut self) -> anyhow::Result<()> {
+        self.end_turn();
         self.carry_out()?;
         while self.awaited > 0 {
             self.wait()?;
@@ -127,11 +129,16 @@ impl Turning {
         } else {
             self.receive(left)?;
         }
+        self.end_turn();
+        Ok(())
+    }
+
+    /// Everything that came with this turn is known.
+    fn end_turn(&mut self) {
         let now = self.clock.now();
         if self.engine.deadline().is_some_and(|at| at <= now) {
             self.engine.handle(now, Event::TimeReached, &mut self.actions);
         }
-        Ok(())
     }
 
     /// As a server's loop does it.

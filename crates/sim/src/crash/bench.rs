@@ -226,9 +226,21 @@ impl Bench {
         self.event(event);
     }
 
+    /// The turn in which the last events came ends; returns whether the engine minds.
+    pub fn end_turn(&mut self) -> bool {
+        let minds = self.engine.deadline() == Some(self.now);
+        if minds {
+            self.event(Event::TimeReached);
+        }
+        minds
+    }
+
     /// Until nothing is under way.
     pub fn run(&mut self) {
         for _ in 0..STEPS_MAX {
+            if self.end_turn() {
+                continue;
+            }
             if self.under_way.is_empty() {
                 return;
             }

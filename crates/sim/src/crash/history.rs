@@ -82,6 +82,10 @@ impl History {
 
     pub(super) fn step(&mut self, bench: &mut Bench) {
         let room = self.model.pending.len() + self.model.reading.len() < self.plan.in_flight_max;
+        // One turn has one event or several.
+        if self.random.below(3) > 0 && bench.end_turn() {
+            return;
+        }
         match self.random.below(10) {
             0..4 if room => {
                 if self.random.below(100) < self.plan.mix.reads {
@@ -99,7 +103,7 @@ impl History {
                 let index = self.random.below(bench.under_way.len() as u64);
                 bench.step(usize::try_from(index).expect("small"));
             }
-            _ if !room => self.give_back(bench),
+            _ if !room && !bench.end_turn() => self.give_back(bench),
             _ => {}
         }
     }
