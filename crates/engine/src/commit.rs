@@ -5,6 +5,9 @@
 //! Invariants: a record is applied when its batch is issued, in the order of LSNs; a change
 //! completes when the batch with its last record is durable.
 
+mod clear;
+mod install;
+
 use bytes::Bytes;
 use format::disk::{
     BLOCK_LEN, UNIT_BLOCKS,
@@ -15,13 +18,13 @@ use model::{epoch::ModSeq, id::ReplicaId, time::Instant, units::BLOCK};
 
 use crate::{
     api::{Action, OpError},
-    change::{Entry, Install, Work, Write, valid_bits},
+    change::{Entry, Work, Write},
     direct::Part,
     drive::{Drive, Io},
     journal::Batch,
     machine::SEAL_AFTER,
     sabotage::{Sabotage, is_on},
-    table::{BlockRun, Replica, inside},
+    table::{BlockRun, Replica},
 };
 
 /// Slots of a removed replica that are given back at once, about.
@@ -407,187 +410,6 @@ impl Drive {
         Record::Place { slot, owner, old, units }.put(&mut batch.head);
         batch.places = true;
         batch.added(None);
-    }
-
-    fn log_zero(
-        &mut self,
-        batch: &mut Batch,
-        replica: ReplicaId,
-        mod_seq: ModSeq,
-        offset: &mut u64,
-        end: u64,
-    ) -> Result<(), Stop> {
-        if self.table.is_layered(replica) {
-            return self.zero_over_layers(batch, replica, mod_seq, offset, end);
-        }
-        while *offset < end {
-            let (first_extent, _) = self.extent_and_block(*offset);
-            let (last_extent, _) = self.extent_and_block(end - 1);
-            let mut extents = self.table.head_extents(replica, first_extent, last_extent);
-            let Some((extent, slot)) = extents.next() else { break };
-            drop(extents);
-            let owner = self.table.head_owner(replica, extent);
-            let extent_start = u64::from(extent) * self.layout.slot_bytes();
-            let start = extent_start.max(*offset);
-            let stop = end.min(extent_start + self.layout.slot_bytes());
-            let first = u32::try_from((start - extent_start) / BLOCK).expect("within a slot");
-            let count = u32::try_from((stop - start) / BLOCK).expect("within a slot");
-            self.log_clear(batch, owner, slot, mod_seq, first, count)?;
-            *offset = stop;
-        }
-        *offset = end;
-        Ok(())
-    }
-
-    fn log_clear(
-        &mut self,
-        batch: &mut Batch,
-        owner: Owner,
-        slot: u32,
-        mod_seq: ModSeq,
-        first: u32,
-        count: u32,
-    ) -> Result<(), Stop> {
-        self.need(batch, SMALL_RECORD_LEN, 0)?;
-        if self.direct.is_written(slot, first, count) {
-            return Err(Stop::Held);
-        }
-        let (mut touched, mut left) = (true, false);
-        if count < self.layout.slot_blocks {
-            self.have(&[self.table.descriptor_page(slot)])?;
-            let descriptor = self.table.descriptor(slot);
-            touched = false;
-            for unit in 0..self.layout.slot_units() {
-                let inside = inside(unit, first, count);
-                let valid = descriptor.valid(unit);
-                touched |= valid != 0 && inside != 0;
-                left |= valid & !inside != 0;
-            }
-        }
-        if !touched {
-            return Ok(());
-        }
-        if !left {
-            self.have(&[self.table.owner_page(slot)])?;
-        }
-        let lsn = batch.next_lsn();
-        if left {
-            Record::Clear { slot, owner, mod_seq, first, count }.put(&mut batch.head);
-            self.table.clear(lsn, slot, first, count, mod_seq);
-            self.overlay.remove(slot, first, count);
-            self.direct.cleared.insert(slot);
-            self.readers.changed(slot, lsn);
-        } else {
-            Record::Free { slot, owner }.put(&mut batch.head);
-            self.table.free(lsn, slot, owner);
-            self.vacate(lsn, slot);
-        }
-        batch.added(None);
-        Ok(())
-    }
-
-    fn log_install(
-        &mut self,
-        batch: &mut Batch,
-        replica: ReplicaId,
-        install: &mut Install,
-    ) -> Result<(), Stop> {
-        let slot_bytes = self.layout.slot_bytes();
-        while let Some(extent) = install.extent_at(install.next, slot_bytes) {
-            let owner = self.table.head_owner(replica, extent);
-            let group = install.group_len(install.next, slot_bytes);
-            let placed = install.placed.first().copied().filter(|&(placed, _)| placed == extent);
-            if let Some((_, slot)) = placed {
-                let whole = u32::try_from(group).expect("small") == self.layout.slot_units();
-                let layered = self.table.is_layered(replica);
-                if !layered && (whole || self.table.slot_of(owner).is_none()) {
-                    self.log_placed_install(batch, owner, group, install)?;
-                    continue;
-                }
-                // The extent got a slot meanwhile, or layers: what else these hold must stay.
-                install.placed.remove(0);
-                self.space.give_back(slot);
-                self.feed_starved();
-            }
-            self.log_set(batch, owner, install)?;
-        }
-        Ok(())
-    }
-
-    fn log_placed_install(
-        &mut self,
-        batch: &mut Batch,
-        owner: Owner,
-        group: usize,
-        install: &mut Install,
-    ) -> Result<(), Stop> {
-        self.need(batch, RECORD_LEN_MAX, 0)?;
-        let &(_, slot) = install.placed.first().expect("the caller looked");
-        self.have_for_place(owner, slot)?;
-        let units: Vec<PlacedUnit> = install.units[install.next..install.next + group]
-            .iter()
-            .map(|meta| self.placed_unit(meta))
-            .filter(|placed| placed.valid != 0)
-            .collect();
-        let blocks: usize = units.iter().map(|placed| placed.crcs.len()).sum();
-        install.placed.remove(0);
-        self.log_place(batch, owner, slot, units);
-        install.next += group;
-        install.data_done += blocks * BLOCK_LEN;
-        Ok(())
-    }
-
-    fn placed_unit(&self, meta: &format::data::UnitMeta) -> PlacedUnit {
-        let (_, block) = self.extent_and_block(meta.offset);
-        let valid = valid_bits(meta).expect("checked when it was accepted");
-        let (unit, mod_seq) = (block / UNIT_BLOCKS, meta.mod_seq);
-        PlacedUnit { unit, mod_seq, valid, cleared: 0, crcs: meta.crcs.clone() }
-    }
-
-    /// One unit, with its payload in the journal.
-    fn log_set(
-        &mut self,
-        batch: &mut Batch,
-        owner: Owner,
-        install: &mut Install,
-    ) -> Result<(), Stop> {
-        let mut placed = self.placed_unit(&install.units[install.next]);
-        let first = placed.unit * UNIT_BLOCKS;
-        if placed.valid == 0 {
-            if self.table.is_layered(owner.replica) {
-                self.clear_over_layers(batch, owner, ModSeq::NONE, first, UNIT_BLOCKS)?;
-            } else if let Some(slot) = self.table.slot_of(owner) {
-                self.log_clear(batch, owner, slot, ModSeq::NONE, first, UNIT_BLOCKS)?;
-            }
-            install.next += 1;
-            return Ok(());
-        }
-        let len = placed.crcs.len() * BLOCK_LEN;
-        if self.repair_layers(batch, owner, &placed, install)? {
-            install.next += 1;
-            install.data_done += len;
-            return Ok(());
-        }
-        if self.unit_below(owner, placed.unit)?.valid != 0 {
-            placed.cleared = !placed.valid;
-        }
-        self.need(batch, RECORD_LEN_MAX, placed.valid.count_ones())?;
-        let (slot, fresh) = self.slot_for(owner, first, UNIT_BLOCKS)?;
-        let data = install.data.slice(install.data_done..install.data_done + len);
-        let lsn = batch.next_lsn();
-        self.table.set_unit(lsn, slot, owner, fresh, &placed);
-        self.overlay.remove(slot, first, UNIT_BLOCKS);
-        self.direct.cleared.insert(slot);
-        let blocks = (0..UNIT_BLOCKS).filter(|b| placed.valid >> b & 1 == 1).map(|b| first + b);
-        self.overlay_blocks(lsn, slot, blocks, &data);
-        self.readers.changed(slot, lsn);
-        let PlacedUnit { unit, mod_seq, valid, cleared, crcs } = placed;
-        Record::Set { slot, owner, fresh, unit, mod_seq, valid, cleared, crcs }
-            .put(&mut batch.head);
-        batch.added(Some(data));
-        install.next += 1;
-        install.data_done += len;
-        Ok(())
     }
 
     /// The extent of a byte of a replica, and the block within it.
