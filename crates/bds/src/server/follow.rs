@@ -292,16 +292,17 @@ impl Server {
                 let (id, op) = asked.expect("an engine completes each request once");
                 if op == Op::Scrub {
                     self.scrub_completed(now, token, outcome, out);
+                } else if !self.incomplete.contains_key(&id) {
+                    self.turn(now, id, out, |replica, turn| {
+                        turn.busy -= 1;
+                        replica.completed(turn, op, outcome);
+                    });
                     continue;
                 }
+                // What is left of a replica goes when nothing is under way, a scrub neither.
                 if self.incomplete.contains_key(&id) {
                     self.parts_completed(now, (id, op), out);
-                    continue;
                 }
-                self.turn(now, id, out, |replica, turn| {
-                    turn.busy -= 1;
-                    replica.completed(turn, op, outcome);
-                });
             }
             self.reconcile_links(now, out);
             self.tell_room(now, out);

@@ -72,6 +72,8 @@ pub struct Manager {
     /// The drives, after the member's own, that a replica is striped over.
     pub beside: BTreeMap<ReplicaId, Vec<DriveName>>,
     pub removed: BTreeSet<ReplicaId>,
+    /// Servers that lost a drive.
+    pub drive_failed: BTreeSet<ServerId>,
     pub refused: BTreeMap<ReplicaId, String>,
 }
 
@@ -117,6 +119,7 @@ impl Manager {
             damage: BTreeMap::new(),
             beside: BTreeMap::new(),
             removed: BTreeSet::new(),
+            drive_failed: BTreeSet::new(),
             refused: BTreeMap::new(),
         }
     }
@@ -422,6 +425,9 @@ impl World {
             ToManager::Scrubbed { replica, pass, damage, finished: true, failure, .. } => {
                 assert_eq!(failure, None, "{replica} was in sync");
                 manager.scrubbed.insert((replica, pass), damage);
+            }
+            ToManager::DriveFailed { .. } => {
+                manager.drive_failed.insert(server.clone());
             }
             ToManager::DriveStatus(status) => {
                 manager.damage.insert(server.clone(), status.damage);

@@ -207,6 +207,27 @@ fn a_removal_that_was_cut_off_is_finished_when_it_is_asked_for_again() {
 }
 
 #[test]
+fn what_a_failed_drive_leaves_goes_although_a_scrub_was_reading_it() {
+    for seed in 0..10 {
+        let mut world = started(300 + seed, &[2, 1]);
+        for first in (0..SIZE / BLOCK).step_by(128) {
+            world.write_through(first, 128.min(SIZE / BLOCK - first));
+        }
+        let (server, replica) = (server_name(1), replica_id(1));
+        world.hosts.get_mut(&server).expect("a host").slow = millis(300);
+        let pause = world.rng.micros(1_000, 600_000);
+        world.run_for(pause);
+        world.hosts.get_mut(&server).expect("a host").broken.insert(drive_number(1));
+        world.client.depth = 8;
+        world.run_until(SOON, "the drive fails", |w| w.manager.drive_failed.contains(&server));
+        let remove = FromManager::RemoveReplica { replica, drive: drive_number(0) };
+        world.command(&server, remove);
+        world.run_for(Duration::from_secs(5));
+        assert!(world.manager.removed.contains(&replica), "seed {seed}: it stays for ever");
+    }
+}
+
+#[test]
 fn a_damaged_block_is_counted_and_repaired_on_the_drive_that_holds_it() {
     let mut world = started(6, &[1, 2]);
     for first in (0..SIZE / BLOCK).step_by(16) {
