@@ -281,6 +281,9 @@ fn look_at(bench: &mut Bench, raw: u64, held: &Replica, blocks: usize) -> Result
         let unit = usize::try_from(meta.offset / BLOCK).expect("small") / UNIT;
         let tags = &held.blocks[unit * UNIT..(unit + 1) * UNIT];
         let some_bad = bad[unit * UNIT..((unit + 1) * UNIT).min(blocks)].contains(&true);
+        // Nobody writes beyond the end: of such blocks only a lost page says anything.
+        let some_bad =
+            some_bad || (0..UNIT).any(|b| unit * UNIT + b >= blocks && is_valid(meta, b));
         let is_older = meta.mod_seq.raw() < held.seqs[unit];
         let says_more = tags.iter().enumerate().all(|(b, &tag)| tag == 0 || is_valid(meta, b));
         if says_more && (some_bad || is_older && valid_of(meta) == u16::MAX) {
