@@ -8,6 +8,9 @@ engine   one engine on one drive beside the same disk without: durable 4 KiB wri
          groups of 32 writes and an fdatasync, reads at depth 32, 1 MiB writes in sequence; in one
          process each, with nothing between engine and driver; then a minute of writes without a
          break, and which goals are met; about ten minutes
+hdd      one engine on one emulated hard disk, as `pliant up` has it: 4 KiB reads in sequence one at a
+         time, alone and beside 8 and 32 reads anywhere, and 32 reads anywhere; about a minute. It
+         measures what the engine asks of such a disk, no disk
 idle     memory and CPU of a server with 5,000 replicas that nobody uses
 restart  how soon a server with 1,000 replicas and 1 TiB of mapped extents serves again
 """
@@ -275,6 +278,29 @@ def bench_engine(rounds, seconds, driver):
             path.unlink(missing_ok=True)
 
 
+HDD_JOBS = {
+    "4K reads in sequence": ("read", 1),
+    "as that, beside 8 reads anywhere": ("readbeside", 8),
+    "as that, beside 32": ("readbeside", 32),
+    "4K reads anywhere, depth 32": ("randread", 32),
+}
+
+
+def bench_hdd(seconds):
+    drive = ROOT / "target/bench-drive"
+    target = Bench("engine", "--media", "hdd", "--drive", drive, "--drive-gib", 2, "--volume-gib", 1)
+    try:
+        target.answer()
+        print("| job | /s | p50/p99 µs |")
+        print("|---|---|---|")
+        for name, job in HDD_JOBS.items():
+            found = target.job(*job, seconds)
+            print(f"| {name} | {found['per_second']:.1f} | {found['p50_us']:.0f} / {found['p99_us']:.0f} |", flush=True)
+    finally:
+        target.stop()
+        drive.unlink(missing_ok=True)
+
+
 def drives(count, gib, replicas):
     """Turns a server's configuration into one with that many large SSD drives."""
 
@@ -370,6 +396,8 @@ def main():
     arguments = parser.parse_args()
     if "engine" in arguments.parts:
         bench_engine(max(11, arguments.rounds), arguments.seconds, arguments.driver)
+    if "hdd" in arguments.parts:
+        bench_hdd(arguments.seconds)
     if "idle" in arguments.parts:
         bench_idle(arguments.replicas)
     if "restart" in arguments.parts:

@@ -105,6 +105,15 @@ pub fn split(place: &Place, request: Request) -> Result<(Join, Asked), OpError> 
             };
             (Answer::Read, stripe.pieces(range).map(piece).collect())
         }
+        Request::ReadStream { replica, offset, length } => {
+            let range = range(offset, u64::from(length))?;
+            let piece = |(index, piece): (usize, Range)| {
+                let (_, offset) = stripe.to_part(piece.start);
+                let length = u32::try_from(piece.length()).expect("of a length that is u32");
+                (index, Request::ReadStream { replica, offset, length })
+            };
+            (Answer::Read, stripe.pieces(range).map(piece).collect())
+        }
         Request::ReadLayer { replica, layer, offset, length } => {
             let range = range(offset, u64::from(length))?;
             let piece = |(index, piece): (usize, Range)| {

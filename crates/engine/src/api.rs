@@ -75,7 +75,11 @@ pub enum Request {
     /// one: the caller orders overlapping changes. Repeating a change is harmless.
     Change { replica: ReplicaId, mod_seq: ModSeq, offset: u64, change: Change },
     /// Verified blocks and their CRCs; never-written blocks are zeros with the CRC of zeros.
+    /// What comes from the drive was read from it for this request.
     Read { replica: ReplicaId, offset: u64, length: u32 },
+    /// As `Read`, by somebody who may go on behind it: where that pays, what follows is read ahead,
+    /// and may answer it.
+    ReadStream { replica: ReplicaId, offset: u64, length: u32 },
     /// Metadata of the 64 KiB resync units (not extents: see `UnitMeta`) that overlap the range
     /// and hold data.
     Describe { replica: ReplicaId, offset: u64, length: u64 },
@@ -132,6 +136,7 @@ impl Request {
             | Self::SetReplicaMeta { replica, .. }
             | Self::Change { replica, .. }
             | Self::Read { replica, .. }
+            | Self::ReadStream { replica, .. }
             | Self::Describe { replica, .. }
             | Self::Digest { replica, .. }
             | Self::Allocated { replica, .. }
@@ -327,6 +332,9 @@ pub struct Usage {
     pub pages_lost: u64,
     /// Free slots that were prepared and not taken yet.
     pub slots_prepared: u64,
+    /// Blocks that were read ahead since then, and those of them that somebody asked for.
+    pub blocks_ahead: u64,
+    pub blocks_ahead_used: u64,
 }
 
 /// Why bytes at the head of a drive are not an engine's.

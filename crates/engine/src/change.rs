@@ -85,12 +85,17 @@ impl Drive {
         let replica = request.replica();
         let work = match request {
             Request::Read { offset, length, .. } => {
-                let layer = None;
-                return self.read(op, ReadRequest { replica, layer, offset, length }, out);
+                let (layer, ahead) = (None, false);
+                return self.read(op, ReadRequest { replica, layer, offset, length, ahead }, out);
+            }
+            Request::ReadStream { offset, length, .. } => {
+                let (layer, ahead) = (None, self.ahead.is_some());
+                let request = ReadRequest { replica, layer, offset, length, ahead };
+                return self.read_stream(op, request, out);
             }
             Request::ReadLayer { layer, offset, length, .. } => {
-                let layer = Some(layer);
-                return self.read(op, ReadRequest { replica, layer, offset, length }, out);
+                let (layer, ahead) = (Some(layer), false);
+                return self.read(op, ReadRequest { replica, layer, offset, length, ahead }, out);
             }
             Request::Describe { offset, length, .. } => {
                 return self.ask(op, Inquiry::describe(replica, offset, length), out);

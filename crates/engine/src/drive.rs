@@ -11,10 +11,12 @@ use model::{
     id::{DriveIdentity, ReplicaId},
     time::Instant,
     units::ByteCount,
+    volume::Media,
 };
 use sha2::{Digest, Sha256};
 
 use crate::{
+    ahead::Ahead,
     api::{
         Action, Device, DriveError, Durability, Event, IoToken, OpError, OpToken, Outcome, Urgency,
         Usage,
@@ -26,6 +28,7 @@ use crate::{
     layer::{Freezing, Merging},
     overlay::{Key, Overlay},
     read::{Readers, Reading},
+    reads::{Reads, Waiting},
     sabotage::{Sabotage, is_on},
     space::Space,
     starved::Starved,
@@ -67,6 +70,8 @@ pub struct Drive {
     pub is_sealing: bool,
     pub reading: BTreeMap<OpToken, Reading>,
     pub readers: Readers,
+    /// Of a hard disk: elsewhere it would not pay.
+    pub ahead: Option<Ahead>,
     pub writeback: Writeback,
     /// The last batch says nothing yet about its own durability.
     pub seal_at: Option<Instant>,
@@ -83,6 +88,8 @@ pub struct Ios {
     next: u64,
     journal: Device,
     under_way: BTreeMap<IoToken, Io>,
+    /// Of a hard disk: elsewhere none waits.
+    reads: Option<Reads>,
 }
 
 #[derive(Debug)]
@@ -97,6 +104,11 @@ pub enum Io {
     Read {
         op: OpToken,
         piece: usize,
+    },
+    /// Content that nobody has asked for yet.
+    Ahead {
+        stream: u64,
+        span: usize,
     },
     /// Content that is merged into another layer.
     Merge(usize),
@@ -117,8 +129,9 @@ pub enum Io {
 
 impl Ios {
     /// Goes on counting where the opening stopped.
-    pub fn after(next: u64, journal: Device) -> Self {
-        Self { next, journal, under_way: BTreeMap::new() }
+    pub fn after(next: u64, journal: Device, media: Media) -> Self {
+        let reads = (media == Media::Hdd).then(Reads::default);
+        Self { next, journal, under_way: BTreeMap::new(), reads }
     }
 
     /// What is durable on the drive is not durable in the journal, and the other way round.
@@ -133,9 +146,26 @@ impl Ios {
         token
     }
 
+    /// A hard disk gets it when it is its turn.
     pub fn read(&mut self, io: Io, offset: u64, length: u32, out: &mut Vec<Action>) {
+        let read = Waiting { io, offset, length };
+        match &mut self.reads {
+            Some(reads) => reads.push(read),
+            None => self.begin_read(read, out),
+        }
+    }
+
+    fn begin_read(&mut self, read: Waiting, out: &mut Vec<Action>) {
+        let Waiting { io, offset, length } = read;
         let device = io.device(self.journal);
         out.push(Action::ReadDrive { device, token: self.token(io), offset, length });
+    }
+
+    /// Those whose turn it is.
+    fn begin_reads(&mut self, out: &mut Vec<Action>) {
+        while let Some(read) = self.reads.as_mut().and_then(Reads::next) {
+            self.begin_read(read, out);
+        }
     }
 
     /// Where, how durable and how urgent follows from what it is.
@@ -156,6 +186,13 @@ impl Ios {
 
     fn finished(&mut self, token: IoToken) -> Io {
         self.under_way.remove(&token).expect("a completion answers an action that is under way")
+    }
+
+    fn finished_read(&mut self, token: IoToken) -> Io {
+        if let Some(reads) = &mut self.reads {
+            reads.ended();
+        }
+        self.finished(token)
     }
 }
 
@@ -198,6 +235,7 @@ impl Drive {
             is_sealing: false,
             reading: BTreeMap::new(),
             readers: Readers::default(),
+            ahead: (layout.media == Media::Hdd).then(Ahead::default),
             writeback: Writeback::default(),
             seal_at: None,
             failure: None,
@@ -215,8 +253,9 @@ impl Drive {
                 assert!(self.accepted.insert(token), "{token:?} is in use");
                 self.request(token, request, out);
             }
-            Event::DriveRead { token, result } => match self.ios.finished(token) {
+            Event::DriveRead { token, result } => match self.ios.finished_read(token) {
                 Io::Read { op, piece } => self.read_arrived(op, piece, result, out),
+                Io::Ahead { stream, span } => self.ahead_arrived((stream, span), result, out),
                 Io::Fetch(page) => self.page_arrived(page, result, out),
                 Io::Merge(piece) => self.merge_read(piece, result),
                 other => unreachable!("a read completed {other:?}"),
@@ -257,7 +296,7 @@ impl Drive {
             Io::JournalHead => self.writeback.journal_head_written(),
             Io::Superblock(tail) => self.superblock_written(tail),
             Io::Prepare => self.slots_prepared(false),
-            Io::Read { .. } | Io::Fetch(_) | Io::Merge(_) => {
+            Io::Read { .. } | Io::Ahead { .. } | Io::Fetch(_) | Io::Merge(_) => {
                 unreachable!("a write completed a read")
             }
         }
@@ -281,6 +320,7 @@ impl Drive {
         if self.batch.is_none() {
             self.complete_withdrawn(out);
         }
+        self.ios.begin_reads(out);
     }
 
     pub fn complete(
@@ -328,6 +368,8 @@ impl Drive {
             pages_read: self.fetching.pages_read(),
             pages_lost: self.table.lost_pages(),
             slots_prepared: self.space.prepared(),
+            blocks_ahead: self.ahead.as_ref().map_or(0, |ahead| ahead.blocks_read),
+            blocks_ahead_used: self.readers.ahead.taken(),
         }
     }
 
@@ -363,6 +405,7 @@ impl Io {
             }
             Self::JournalHead | Self::Superblock(_) => (Durability::These, Urgency::Background),
             Self::Read { .. }
+            | Self::Ahead { .. }
             | Self::Fetch(_)
             | Self::Merge(_)
             | Self::Flush
@@ -385,7 +428,7 @@ impl Io {
         match self {
             Self::Batch { .. } => "writing the journal",
             Self::Payload(_) | Self::Home(_) => "writing data",
-            Self::Read { .. } | Self::Fetch(_) | Self::Merge(_) => "reading",
+            Self::Read { .. } | Self::Ahead { .. } | Self::Fetch(_) | Self::Merge(_) => "reading",
             Self::Page(_) => "writing metadata",
             Self::Flush | Self::PayloadFlush => "flushing",
             Self::JournalHead => "writing the head of the journal",

@@ -4,6 +4,7 @@
 //! Does not: know of primaries, mirrors, volumes or networks; do I/O; read a clock.
 //! The format, and what makes it safe, is `docs/disk.md`.
 
+mod ahead;
 pub mod api;
 mod change;
 mod commit;
@@ -17,6 +18,7 @@ mod machine;
 mod open;
 mod overlay;
 mod read;
+mod reads;
 mod replay;
 pub mod sabotage;
 mod space;

@@ -141,6 +141,15 @@ impl Engine {
         }
     }
 
+    /// Bytes of memory that what was read ahead takes, or is going to.
+    #[cfg(test)]
+    pub(crate) fn bytes_ahead(&self) -> u64 {
+        match &self.phase {
+            Phase::Open(drive) => drive.readers.ahead.bytes(),
+            Phase::Opening { .. } | Phase::OutOfService => 0,
+        }
+    }
+
     /// How the drive was formatted.
     #[cfg(test)]
     pub(crate) fn format_version(&self) -> Option<FormatVersion> {

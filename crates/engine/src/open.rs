@@ -336,7 +336,7 @@ impl Opening {
             })
             .collect();
         let space = Space::new(layout.slots, layout.media, &used);
-        let ios = Ios::after(self.token, journal_device(&layout));
+        let ios = Ios::after(self.token, journal_device(&layout), layout.media);
         let checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
         let parts = Parts { layout, superblock, checkpoint, table, overlay, space, journal, ios };
         Progress::Open { drive: Box::new(Drive::new(parts)), replicas }

@@ -4,7 +4,7 @@
 //! so it is what the blocks held then, or later. Bytes that do not match are reported as damage
 //! only if nothing changed the slot since; otherwise the read is planned again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 use format::disk::{BLOCK_LEN, UNIT_BLOCKS, ZERO_BLOCK_CRC, layers::LAYERS_MAX, page::Owner};
@@ -15,6 +15,7 @@ use model::{
 };
 
 use crate::{
+    ahead::cache::Cache,
     api::{Action, DriveError, OpError, OpToken, Outcome},
     drive::{Drive, Io},
     fetch::{PAGES_MAX, Waiting},
@@ -35,6 +36,8 @@ pub struct ReadRequest {
     pub layer: Option<LayerId>,
     pub offset: u64,
     pub length: u32,
+    /// What was read ahead may answer it.
+    pub ahead: bool,
 }
 
 #[derive(Debug)]
@@ -49,7 +52,7 @@ pub struct Reading {
 
 #[derive(Debug)]
 enum Piece {
-    /// From the overlay, or zeros.
+    /// From the overlay, or read ahead, or zeros.
     Memory {
         crcs: Vec<u32>,
         data: Bytes,
@@ -64,10 +67,12 @@ enum Piece {
     Lost,
 }
 
-/// Slots that are being read, and when each changed last since the first of its reads began.
+/// Slots that are being read, and when each changed last since the first of its reads began; and
+/// what was read ahead, because it goes when its slot changes.
 #[derive(Debug, Default)]
 pub struct Readers {
     slots: BTreeMap<u32, Reader>,
+    pub ahead: Cache,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +83,7 @@ struct Reader {
 
 impl Readers {
     pub fn changed(&mut self, slot: u32, lsn: u64) {
+        self.ahead.forget(slot);
         if let Some(reader) = self.slots.get_mut(&slot) {
             reader.changed_lsn = lsn;
         }
@@ -108,7 +114,7 @@ enum Verdict {
 
 impl Drive {
     pub fn read(&mut self, op: OpToken, request: ReadRequest, out: &mut Vec<Action>) {
-        let ReadRequest { replica, layer, offset, length } = request;
+        let ReadRequest { replica, layer, offset, length, .. } = request;
         let checked = self.check_range(replica, offset, u64::from(length));
         let top = match checked.and_then(|()| self.top(replica, layer)) {
             Ok(top) => top,
@@ -151,8 +157,8 @@ impl Drive {
         self.table.slots(replica, first, last)
     }
 
-    fn plan_read(&self, request: ReadRequest, top: usize) -> Vec<Piece> {
-        let ReadRequest { replica, offset, length, .. } = request;
+    fn plan_read(&mut self, request: ReadRequest, top: usize) -> Vec<Piece> {
+        let ReadRequest { replica, offset, length, ahead, .. } = request;
         let mut pieces = Vec::new();
         let end = offset + u64::from(length);
         let head = self.table.head_owner(replica, 0);
@@ -162,10 +168,11 @@ impl Drive {
             let left = u32::try_from((end - at) / BLOCK).expect("bounded by the length");
             let count = left.min(self.layout.slot_blocks - first);
             let owner = Owner { extent, ..head };
+            let blocks = first..first + count;
             match self.table.stack(replica, extent, top).slots() {
                 [] => push_zeros(&mut pieces, count),
-                &[slot] => self.plan_slot((slot, owner), first, count, &mut pieces),
-                slots => self.plan_stack((slots, owner), first, count, &mut pieces),
+                &[slot] => self.plan_slot((slot, owner), blocks, ahead, &mut pieces),
+                slots => self.plan_stack((slots, owner), blocks, ahead, &mut pieces),
             }
             at += u64::from(count) * BLOCK;
         }
@@ -176,33 +183,34 @@ impl Drive {
     }
 
     fn plan_stack(
-        &self,
+        &mut self,
         (slots, owner): (&[u32], Owner),
-        first: u32,
-        count: u32,
+        blocks: Range<u32>,
+        ahead: bool,
         pieces: &mut Vec<Piece>,
     ) {
-        for block in first..first + count {
+        for block in blocks {
             match self.table.source(slots, block) {
                 None => push_zeros(pieces, 1),
-                Some(slot) => self.plan_slot((slot, owner), block, 1, pieces),
+                Some(slot) => self.plan_slot((slot, owner), block..block + 1, ahead, pieces),
             }
         }
     }
 
     fn plan_slot(
-        &self,
+        &mut self,
         (slot, owner): (u32, Owner),
-        first: u32,
-        count: u32,
+        blocks: Range<u32>,
+        ahead: bool,
         pieces: &mut Vec<Piece>,
     ) {
+        let Range { start: first, end } = blocks;
         if !self.table.describes(slot, owner) {
-            return pieces.extend((0..count).map(|_| Piece::Lost));
+            return pieces.extend(blocks.map(|_| Piece::Lost));
         }
         let descriptor = self.table.descriptor(slot);
-        let mut newer = self.overlay.range(slot, first, count).peekable();
-        for block in first..first + count {
+        let mut newer = self.overlay.range(slot, first, end - first).peekable();
+        for block in first..end {
             let mut crc = descriptor.crc(block);
             if let Some((_, newer)) = newer.next_if(|(key, _)| key.block == block) {
                 if descriptor.is_lost(block) {
@@ -214,6 +222,8 @@ impl Drive {
                 push_zeros(pieces, 1);
             } else if descriptor.is_lost(block) {
                 pieces.push(Piece::Lost);
+            } else if ahead && let Some(data) = self.readers.ahead.take(slot, block, crc) {
+                pieces.push(Piece::Memory { crcs: vec![crc], data });
             } else if let Some(Piece::Drive { slot: s, first: f, crcs, .. }) = pieces.last_mut()
                 && *s == slot
                 && usize::try_from(block - *f).expect("small") == crcs.len()

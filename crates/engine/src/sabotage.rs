@@ -65,6 +65,8 @@ pub enum Sabotage {
     MergeForgetsCleared,
     /// A slot is given away while it is being prepared.
     PreparedNotAwaited,
+    /// What was read ahead stays when its slot changes, and is given away whatever its checksum.
+    AheadUnchecked,
 }
 
 impl std::str::FromStr for Sabotage {
@@ -77,7 +79,7 @@ impl std::str::FromStr for Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::NoFlush,
         Self::SlotReusedEarly,
         Self::AcknowledgedEarly,
@@ -107,6 +109,7 @@ impl Sabotage {
         Self::MergeNotRecorded,
         Self::MergeForgetsCleared,
         Self::PreparedNotAwaited,
+        Self::AheadUnchecked,
     ];
 }
 

@@ -8,5 +8,6 @@ mod order;
 mod paging;
 mod prepare;
 mod queries;
+mod readahead;
 mod sim;
 mod versions;

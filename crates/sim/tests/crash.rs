@@ -98,6 +98,17 @@ fn every_break_of_the_engine_is_found() {
     assert!(DAMAGE_TO_FIND.clone().all(is_whole));
 }
 
+#[test]
+fn histories_on_hard_disks_read_what_was_read_ahead() {
+    let rests = (1..40).map(|seed| crash::at_rest(seed).expect("nothing goes wrong"));
+    let used: Vec<(Media, u64)> =
+        rests.map(|rest| (rest.plan.geometry.media, rest.blocks_ahead_used)).collect();
+    let total: u64 = used.iter().map(|(_, used)| used).sum();
+    let histories = used.iter().filter(|(_, used)| *used > 0).count();
+    assert!(total > 500 && histories > 5, "{used:?}");
+    assert!(used.iter().all(|&(media, used)| media == Media::Hdd || used == 0), "{used:?}");
+}
+
 fn told(Failure { seed, state, what, .. }: Failure) -> String {
     format!("seed {seed} round {state}: {what}")
 }

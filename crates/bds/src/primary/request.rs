@@ -322,7 +322,7 @@ impl Primary {
             }
             Work::Read => {
                 let length = u32::try_from(length).expect("it came as u32");
-                Request::Read { replica, offset, length }
+                Request::ReadStream { replica, offset, length }
             }
             Work::Allocated => Request::Allocated { replica, offset, length },
         };

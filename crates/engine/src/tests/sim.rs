@@ -111,6 +111,8 @@ pub struct Bench {
     pub out_of_service: Option<String>,
     pub now: Instant,
     next_op: u64,
+    /// Reads that were asked of the drive.
+    pub reads: usize,
     /// Fail the writes and flushes from now on.
     pub fail_writes: bool,
     pub fail_reads: bool,
@@ -154,6 +156,7 @@ impl Bench {
             out_of_service: None,
             now,
             next_op: 0,
+            reads: 0,
             fail_writes: false,
             fail_reads: false,
             no_space: false,
@@ -196,9 +199,11 @@ impl Bench {
                     self.drive.issue_write(token, offset, &[vec![0; length as usize].into()]);
                     self.under_way.push_back(action);
                 }
-                Action::ReadDrive { .. } | Action::FlushDrive { .. } => {
+                Action::ReadDrive { .. } => {
+                    self.reads += 1;
                     self.under_way.push_back(action);
                 }
+                Action::FlushDrive { .. } => self.under_way.push_back(action),
                 Action::Complete { token, outcome } => self.completed.push((token, outcome)),
                 Action::Opened { replicas } => {
                     assert!(self.opened.is_none() && self.completed.is_empty());

@@ -1,7 +1,7 @@
 //! Jobs on a volume that an engine keeps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -19,8 +19,9 @@ use model::{
 
 use super::{Job, Kind, Outcome, prewrite, serve, turning::Turning};
 use crate::{
-    drive::{self, DriveOptions, Flush},
+    drive::{self, DriveOptions, Emulated, Flush, Profile},
     load::worker::Numbers,
+    up::Emulation,
 };
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,15 @@ pub struct Args {
     /// What carries out its I/O
     #[arg(long, default_value = "auto")]
     driver: DriverKind,
+    /// `hdd`: an emulated one, as `pliant up` has, on the portable driver
+    #[arg(long, default_value = "ssd")]
+    media: MediaKind,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum MediaKind {
+    Ssd,
+    Hdd,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -53,7 +63,10 @@ enum DriverKind {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(args.volume_gib < args.drive_gib, "the volume must fit the drive");
     let geometry = Geometry {
-        media: Media::Ssd,
+        media: match args.media {
+            MediaKind::Ssd => Media::Ssd,
+            MediaKind::Hdd => Media::Hdd,
+        },
         drive_bytes: args.drive_gib << 30,
         journal_bytes: args.journal_mib << 20,
         journal: JournalPlace::Inside,
@@ -84,9 +97,18 @@ fn open(
     };
     let (path, flush) = (path.to_owned(), Flush::Auto);
     let options = DriveOptions { path, bytes, threads: 4, direct: true, kind, flush };
-    let (turning, _) = Turning::open(geometry, None, |sink| Ok(drive::open(&options, sink)?))?;
+    let (turning, _) = Turning::open(geometry, None, |sink| match geometry.media {
+        Media::Ssd => Ok(drive::open(&options, sink)?),
+        Media::Hdd => Ok(Box::new(Emulated::open(emulated(), &options, sink)?)),
+    })?;
     tracing::info!(driver = turning.description(), "drive opened");
     Ok(turning)
+}
+
+/// As the drives of `pliant up`.
+fn emulated() -> Profile {
+    let Emulation { seek_ms, ops_per_sec, mib_per_sec } = Emulation::LOCAL;
+    Profile { seek: Duration::from_secs_f64(seek_ms / 1000.0), ops_per_sec, mib_per_sec }
 }
 
 const REPLICA: u64 = 1;
@@ -102,6 +124,8 @@ struct Bench {
     mod_seq: u64,
     /// Where the next sequential write goes.
     position: u64,
+    /// Where the next sequential read does.
+    read_position: u64,
     /// Requests made for the present job.
     made: usize,
     /// Tokens are not used twice.
@@ -123,6 +147,7 @@ impl Bench {
             numbers,
             mod_seq: 0,
             position: 0,
+            read_position: 0,
             made: 0,
             token: 0,
         };
@@ -146,7 +171,7 @@ impl Bench {
         Ok(Outcome { operations, elapsed: began.elapsed(), latencies })
     }
 
-    /// Keeps `depth` requests in flight while `more` says so; how long each took.
+    /// Keeps `depth` requests in flight while `more` says so; how long each took that counts.
     fn repeat(
         &mut self,
         kind: Kind,
@@ -155,26 +180,37 @@ impl Bench {
     ) -> anyhow::Result<Vec<Duration>> {
         let began = Instant::now();
         let mut latencies = Vec::new();
-        let mut in_flight = BTreeMap::new();
+        let (mut in_flight, mut beside) = (BTreeMap::new(), BTreeSet::new());
+        let (depth, depth_beside) = if kind == Kind::ReadBeside { (1, depth) } else { (depth, 0) };
         self.made = 0;
         loop {
             while in_flight.len() < depth && more(self, began) {
-                self.made += 1;
-                self.token += 1;
-                in_flight.insert(self.token, Instant::now());
-                let request = self.request(kind);
-                self.turning.request(OpToken(self.token), request);
+                let token = self.ask(kind);
+                in_flight.insert(token, Instant::now());
             }
-            if in_flight.is_empty() {
+            while beside.len() < depth_beside && more(self, began) {
+                beside.insert(self.ask(Kind::RandomRead));
+            }
+            if in_flight.is_empty() && beside.is_empty() {
                 return Ok(latencies);
             }
             self.turning.turn()?;
             for (token, result) in std::mem::take(&mut self.turning.completed) {
                 result?;
-                let begun = in_flight.remove(&token.0).expect("each is answered once");
-                latencies.push(begun.elapsed());
+                if !beside.remove(&token.0) {
+                    let begun = in_flight.remove(&token.0).expect("each is answered once");
+                    latencies.push(begun.elapsed());
+                }
             }
         }
+    }
+
+    fn ask(&mut self, kind: Kind) -> u64 {
+        self.made += 1;
+        self.token += 1;
+        let request = self.request(kind);
+        self.turning.request(OpToken(self.token), request);
+        self.token
     }
 
     fn request(&mut self, kind: Kind) -> Request {
@@ -182,7 +218,16 @@ impl Bench {
         let block = self.numbers.below(self.volume / BLOCK);
         let (offset, crcs, data) = match kind {
             Kind::RandomRead => {
-                return Request::Read { replica, offset: block * BLOCK, length: kind.bytes() };
+                return Request::ReadStream {
+                    replica,
+                    offset: block * BLOCK,
+                    length: kind.bytes(),
+                };
+            }
+            Kind::SequentialRead | Kind::ReadBeside => {
+                let offset = self.read_position % self.volume;
+                self.read_position += u64::from(kind.bytes());
+                return Request::ReadStream { replica, offset, length: kind.bytes() };
             }
             Kind::RandomWrite => {
                 let content = usize::try_from(self.mod_seq).expect("u64 fits usize") % CONTENTS;
@@ -225,12 +270,19 @@ mod tests {
             Geometry { media, drive_bytes, journal_bytes, journal, replicas_max, memory_bytes };
         let turning = open(&path, geometry, DriverKind::Portable, false).expect("a drive");
         let mut bench = Bench::prepare(turning, 32 << 20, false).expect("a volume");
-        let jobs =
-            [(Kind::RandomWrite, 2000), (Kind::SequentialWrite, 40), (Kind::RandomRead, 500)];
+        let jobs = [
+            (Kind::RandomWrite, 2000),
+            (Kind::SequentialWrite, 40),
+            (Kind::RandomRead, 500),
+            (Kind::SequentialRead, 500),
+        ];
         for (kind, count) in jobs {
             let latencies = bench.repeat(kind, 32, |bench, _| bench.made < count).expect("a drive");
             assert_eq!(latencies.len(), count, "{kind:?}");
         }
+        let beside = bench.repeat(Kind::ReadBeside, 32, |bench, _| bench.made < 500);
+        let counted = beside.expect("a drive").len();
+        assert!((1..=468).contains(&counted), "{counted} of 500 are in sequence");
         std::fs::remove_file(path).expect("ours");
     }
 }

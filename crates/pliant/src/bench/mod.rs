@@ -60,12 +60,17 @@ enum Kind {
     RandomRead,
     /// 1 MiB after 1 MiB.
     SequentialWrite,
+    /// 4 KiB after 4 KiB.
+    SequentialRead,
+    /// As that, one at a time, while as many others as the depth says go anywhere; these do not
+    /// count.
+    ReadBeside,
 }
 
 impl Kind {
     fn bytes(self) -> u32 {
         match self {
-            Self::RandomWrite | Self::RandomRead => 4096,
+            Self::RandomWrite | Self::RandomRead | Self::SequentialRead | Self::ReadBeside => 4096,
             Self::SequentialWrite => 1 << 20,
         }
     }
@@ -81,7 +86,9 @@ impl FromStr for Job {
             "randwrite" => Kind::RandomWrite,
             "randread" => Kind::RandomRead,
             "write" => Kind::SequentialWrite,
-            other => bail!("'{other}' is not randwrite, randread or write"),
+            "read" => Kind::SequentialRead,
+            "readbeside" => Kind::ReadBeside,
+            other => bail!("'{other}' is not randwrite, randread, write, read or readbeside"),
         };
         let depth = next()?.parse()?;
         ensure!((1..=256).contains(&depth), "a depth of {depth}: give 1 to 256");

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use io_uring::{IoUring, opcode, types};
 
 use super::{Job, Kind, Outcome, prewrite, serve};
@@ -50,6 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     serve(|job| match job.kind {
         Kind::RandomWrite => raw.grouped(job),
         Kind::RandomRead | Kind::SequentialWrite => raw.streamed(job),
+        Kind::SequentialRead | Kind::ReadBeside => bail!("{:?} is a job of an engine", job.kind),
     })
 }
 
@@ -113,7 +114,7 @@ impl Raw {
         let bytes = u64::from(kind.bytes());
         let offset = match kind {
             Kind::RandomRead | Kind::RandomWrite => self.numbers.below(self.bytes / bytes) * bytes,
-            Kind::SequentialWrite => {
+            Kind::SequentialWrite | Kind::SequentialRead | Kind::ReadBeside => {
                 self.position += bytes;
                 (self.position - bytes) % self.bytes
             }

@@ -17,6 +17,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 
+pub use settings::Emulation;
 use settings::Settings;
 
 /// Run a whole service on this machine: one manager, BDS servers and a node manager per zone

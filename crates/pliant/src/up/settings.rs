@@ -91,6 +91,11 @@ pub struct Emulation {
     pub mib_per_sec: u32,
 }
 
+impl Emulation {
+    /// What a drive is that nobody asked to be another.
+    pub const LOCAL: Self = Self { seek_ms: 4.0, ops_per_sec: 200, mib_per_sec: 160 };
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
@@ -142,7 +147,7 @@ impl Settings {
             metrics_port: 0,
             ssd: Drive { gib: 100, iops: 20_000, throughput_mib: 1_000, journal_mib: 64 },
             hdd: Drive { gib: 300, iops: 1_000, throughput_mib: 160, journal_mib: 32 },
-            hdd_emulation: Emulation { seek_ms: 4.0, ops_per_sec: 200, mib_per_sec: 160 },
+            hdd_emulation: Emulation::LOCAL,
             servers: BTreeMap::new(),
             nodes: BTreeMap::new(),
         })

@@ -75,13 +75,17 @@ pub struct Rest {
     pub plan: Plan,
     pub model: Model,
     pub images: Images,
+    /// Blocks that were read ahead in its history and then asked for.
+    pub blocks_ahead_used: u64,
     /// Blocks of the last two batches: first and count.
     pub last_batches: Vec<(Device, u64, u64)>,
 }
 
 impl Rest {
     pub fn new(plan: Plan, model: Model, bench: &Bench) -> Self {
-        let mut rest = Self { plan, model, images: bench.seen(), last_batches: Vec::new() };
+        let blocks_ahead_used = bench.engine.usage().blocks_ahead_used;
+        let (images, last_batches) = (bench.seen(), Vec::new());
+        let mut rest = Self { plan, model, images, blocks_ahead_used, last_batches };
         let layout = rest.layout();
         let is_batch =
             |&(device, first, _): &_| Area::of(&layout, (device, first)) == Area::Journal;

@@ -15,6 +15,7 @@ use super::{
     requests::{
         BLOCK, Wanted, id, layer_id, new_tags, release_of, remove, set_meta_of, write_of, zero_of,
     },
+    streams::Streams,
     trace::Trace,
 };
 use crate::{
@@ -27,6 +28,7 @@ pub struct History {
     pub(super) plan: Plan,
     pub(super) random: Random,
     pub(super) model: Model,
+    streams: Streams,
     /// What is under way, as it was asked for.
     asked: BTreeMap<OpToken, Wanted>,
     pub(super) trace: Trace,
@@ -41,7 +43,8 @@ impl History {
         let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let plan = Plan::of(seed, &mut random);
         let model = Model { last_tag: FIRST, ..Model::default() };
-        Self { seed, plan, random, model, asked: BTreeMap::new(), trace, states, last: u64::MAX }
+        let (streams, asked, last) = (Streams::new(seed), BTreeMap::new(), u64::MAX);
+        Self { seed, plan, random, model, streams, asked, trace, states, last }
     }
 
     fn is_over(&self) -> bool {
@@ -80,8 +83,12 @@ impl History {
         self.end(bench)
     }
 
+    fn has_room(&self) -> bool {
+        self.model.pending.len() + self.model.reading.len() < self.plan.in_flight_max
+    }
+
     pub(super) fn step(&mut self, bench: &mut Bench) {
-        let room = self.model.pending.len() + self.model.reading.len() < self.plan.in_flight_max;
+        let room = self.has_room();
         // One turn has one event or several.
         if self.random.below(3) > 0 && bench.end_turn() {
             return;
@@ -89,9 +96,18 @@ impl History {
         match self.random.below(10) {
             0..4 if room => {
                 if self.random.below(100) < self.plan.mix.reads {
-                    self.request_read(bench);
+                    let times = if self.plan.streams { 1 + self.random.below(6) } else { 1 };
+                    (0..times).for_each(|_| {
+                        if self.has_room() {
+                            self.request_read(bench);
+                        }
+                    });
                 } else {
-                    let wanted = self.plan.mix.change(&mut self.model, &mut self.random);
+                    let wanted = if self.plan.streams && self.random.below(5) == 0 {
+                        self.streams.write(&mut self.model)
+                    } else {
+                        self.plan.mix.change(&mut self.model, &mut self.random)
+                    };
                     self.request(bench, wanted);
                 }
             }
@@ -152,11 +168,20 @@ impl History {
         {
             return self.request_layer_read(bench, read);
         }
-        let read = self.plan.mix.read(&self.model, &mut self.random);
+        let goes_on = self.plan.streams && self.random.below(4) > 0;
+        let read = if goes_on {
+            self.streams.next(&self.model)
+        } else {
+            self.plan.mix.read(&self.model, &mut self.random)
+        };
         let Some((replica, first, count)) = read else { return };
         let length = u32::try_from(count as u64 * BLOCK).expect("small");
         let (id, offset) = (id(replica), first as u64 * BLOCK);
-        let token = bench.request(Request::Read { replica: id, offset, length });
+        let token = bench.request(if goes_on {
+            Request::ReadStream { replica: id, offset, length }
+        } else {
+            Request::Read { replica: id, offset, length }
+        });
         self.trace.note(|| format!("request {}: read {replica} {first}+{count}", token.0));
         self.model.read_requested(token, replica, first, count);
     }

@@ -16,6 +16,7 @@ mod layers;
 pub mod model;
 pub mod plan;
 pub mod requests;
+mod streams;
 pub mod trace;
 
 use std::{

@@ -16,6 +16,8 @@ pub struct Plan {
     pub mix: Mix,
     /// Changes and reads under way at once.
     pub in_flight_max: usize,
+    /// Somebody reads on where he stopped; only where the engine reads ahead.
+    pub streams: bool,
     /// What happens before the first crash: up to so many writes, which move the journal's head.
     pub prefill_max: u64,
     pub steps: u64,
@@ -37,7 +39,8 @@ impl Plan {
             (Media::Hdd, true) => 12,
         };
         let blocks_max = 256 * (1 + random.below(2) as usize);
-        let mix = Mix {
+        let streams = media == Media::Hdd && Random::new(seed ^ 0x7374_7265_616d_7321).below(3) > 0;
+        let mut mix = Mix {
             replicas: 2 + random.below(2),
             blocks_max: if media == Media::Hdd { blocks_max + 256 } else { blocks_max },
             reads: *random.pick(&[0, 10, 30, 60]),
@@ -46,6 +49,11 @@ impl Plan {
             large: *random.pick(&[2, 10, 15, 50]),
             layers: *random.pick(&[0, 0, 4, 10, 20]),
         };
+        if streams {
+            mix.reads = mix.reads.max(40);
+        }
+        // Slots are to go from hand to hand.
+        let mib = if streams && !scattered { mib.min(16) } else { mib };
         let apart = Random::new(seed ^ 0x6a6f_7572_6e61_6c73).below(3) == 0;
         let journal = if apart { JournalPlace::Apart } else { JournalPlace::Inside };
         let geometry = Geometry {
@@ -57,7 +65,7 @@ impl Plan {
             memory_bytes: if scattered { 80 << 10 } else { 1 << 20 },
         };
         let in_flight_max = *random.pick(&[1, 6, 12, 12, 24]);
-        Self { geometry, scattered, mix, in_flight_max, prefill_max: 130, steps: 500 }
+        Self { geometry, scattered, mix, in_flight_max, streams, prefill_max: 130, steps: 500 }
     }
 
     pub fn is_apart(&self) -> bool {

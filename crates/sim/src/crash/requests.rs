@@ -17,7 +17,7 @@ use crate::random::Random;
 
 pub const BLOCK: u64 = 4096;
 /// An extent on an HDD, sixteen on an SSD.
-const REGION: usize = 256;
+pub const REGION: usize = 256;
 
 /// What a history asks for.
 #[derive(Debug, Clone, Copy)]
