@@ -140,7 +140,9 @@ impl Rig {
             assert!(Instant::now() < until, "no answer");
             if self.driver.is_quiet() {
                 // Interrupted or not: the loop looks again.
-                let _ = self.poll.poll(&mut Events::with_capacity(1), Some(PATIENCE));
+                let mut events = Events::with_capacity(1);
+                let polled = self.poll.poll(&mut events, Some(PATIENCE));
+                assert!(polled.is_err() || !events.is_empty(), "what has ended wakes nobody");
             }
         }
     }
@@ -217,6 +219,37 @@ fn what_is_written_is_read_and_the_rest_is_zeros() {
         assert!(back[..4096].iter().chain(&back[12288..]).all(|&b| b == 0), "{kind:?}");
         let end = rig.read(3, DRIVE_BYTES - 4096, 4096);
         assert_eq!(end.len(), 4096, "{kind:?}");
+    }
+}
+
+#[test]
+fn writes_in_the_background_are_answered_whatever_else_is_under_way() {
+    for kind in kinds() {
+        let folder = Folder::new();
+        let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
+        for round in 0..20 {
+            let at = |index: u64| (round % 5 * 64 + index) * 4096;
+            let token = |index: u64| 100 * round + index;
+            let in_background = |index: u64| Request::Write {
+                token: IoToken(token(index)),
+                offset: at(index),
+                data: vec![pattern(index as u8, 4096)],
+                durability: Durability::Later,
+                urgency: Urgency::Background,
+            };
+            let mut batch: Vec<_> = (0..40).map(in_background).collect();
+            batch.push(write(token(40), at(40), vec![pattern(40, 4096)], true));
+            batch.push(read(token(41), 0, 4096));
+            rig.driver.submit(batch);
+            for index in (0..42).rev() {
+                match rig.answer(token(index)) {
+                    Completion::Read { result: Ok(_), .. }
+                    | Completion::Written { result: Ok(()), .. } => {}
+                    other => panic!("{kind:?}: {other:?}"),
+                }
+            }
+            assert_eq!(rig.read(token(50), at(39), 4096), pattern(39, 4096), "{kind:?}");
+        }
     }
 }
 

@@ -1,32 +1,49 @@
 //! What waits for the ring, what is with the kernel, and what waits for an `fdatasync`.
 //!
+//! Writes that nobody waits for have a ring of their own. Their ends do not wake the thread while
+//! something in the other ring is under way: that will, and then they are taken too.
+//!
 //! Invariants: memory that the kernel may touch stays in place until its transfer has ended; one
-//! `fdatasync` is under way at a time, and who joins it had its write end before it began.
+//! `fdatasync` is under way at a time, and who joins it had its write end before it began; when the
+//! thread may sleep, either both rings wake it, or one that does has something under way.
 #![allow(unsafe_code)]
 
-use std::{collections::VecDeque, io, mem, os::fd::RawFd, vec};
+use std::{
+    collections::VecDeque,
+    io, mem,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use engine::api::{DriveError, Durability, IoToken, Urgency};
 
-use super::ring::{Pool, Ring, Stable, Tag};
-use crate::drive::{
-    Completion, Request,
-    buffer::{ALIGN, AlignedBuffer},
-    drive_error,
-    file::DriveFile,
+use super::{
+    ring::{Pool, Ring, Stable, Tag, bell},
+    transfer::{Place, Transfer, Write, is_behind, is_one_run, moved},
 };
+use crate::drive::{Completion, Request, buffer::AlignedBuffer, drive_error, file::DriveFile};
 
 /// Shares of the ring. A disk's own queue holds 32 and more; writes are bounded by their buffers.
 const READS_MAX: usize = 64;
 const WRITES_MAX: usize = 16;
-const BACKGROUND_MAX: usize = 8;
+const BACKGROUND_MAX: usize = 32;
+/// So few in the background may be all that their engine allows (a hard disk's): the next ones wait
+/// for them, so their ends wake the thread.
+const FEW: usize = 4;
+/// Small and large buffers of each ring. Those of a drive are 5.5 MiB: the default of RLIMIT_MEMLOCK
+/// is 8.
+const FRONT_BUFFERS: (usize, usize) = (WRITES_MAX, 3);
+const BACK_BUFFERS: (usize, usize) = (BACKGROUND_MAX, 1);
 /// What is shorter is copied into a registered buffer.
 const IN_PLACE_MIN: usize = 64 << 10;
 
 pub(super) struct Line {
-    ring: Ring,
-    pool: Pool,
+    /// Of both rings: becomes readable when something ends after [`Line::is_quiet`] said that
+    /// nothing has.
+    bell: OwnedFd,
+    front: Side,
+    /// For writes in the background that need not be durable.
+    back: Side,
     reads: Class,
     writes: Class,
     background: Class,
@@ -41,44 +58,16 @@ pub(super) struct Line {
     durable_writes: usize,
 }
 
+/// A ring, and the buffers that are registered with it.
+struct Side {
+    ring: Ring,
+    pool: Pool,
+}
+
 #[derive(Debug, Default)]
 struct Class {
     waiting: VecDeque<Request>,
     under_way: usize,
-}
-
-#[derive(Debug)]
-enum Transfer {
-    Read { token: IoToken, offset: u64, length: usize, buffer: AlignedBuffer },
-    Write(Write),
-}
-
-#[derive(Debug)]
-struct Write {
-    token: IoToken,
-    /// Of what the place holds.
-    offset: u64,
-    place: Place,
-    /// Of the place's bytes.
-    done: usize,
-    segment: Bytes,
-    segments: vec::IntoIter<Bytes>,
-    left: usize,
-    durability: Durability,
-    /// Each of its transfers ends only when its bytes are stable.
-    by_itself: bool,
-    urgency: Urgency,
-}
-
-/// Where the bytes lie that are being written.
-#[derive(Debug)]
-enum Place {
-    Buffer(usize),
-    /// Where they came: aligned and one behind the other.
-    Here {
-        segments: Vec<Bytes>,
-        length: usize,
-    },
 }
 
 #[derive(Debug)]
@@ -92,12 +81,14 @@ struct Sync {
 
 impl Line {
     pub(super) fn new(file: &DriveFile) -> io::Result<Self> {
-        let mut pool = Pool::new();
-        let ring = Ring::new(file.descriptor(), pool.buffers())?;
+        let bell = bell()?;
+        let front = Side::new(file, bell.as_raw_fd(), FRONT_BUFFERS)?;
+        let back = Side::new(file, bell.as_raw_fd(), BACK_BUFFERS)?;
         let places = READS_MAX + WRITES_MAX + BACKGROUND_MAX;
         Ok(Self {
-            ring,
-            pool,
+            bell,
+            front,
+            back,
             reads: Class::default(),
             writes: Class::default(),
             background: Class::default(),
@@ -111,15 +102,18 @@ impl Line {
     }
 
     pub(super) fn descriptor(&self) -> RawFd {
-        self.ring.descriptor()
+        self.bell.as_raw_fd()
     }
 
     pub(super) fn is_quiet(&mut self) -> bool {
-        self.ring.is_quiet()
+        // What is with the kernel in front ends, and wakes the thread, which then takes what has
+        // ended behind and asks again.
+        let waits = self.front.ring.is_busy() && self.background.under_way > FEW;
+        self.front.ring.is_quiet() && (waits || self.back.ring.is_quiet())
     }
 
     pub(super) fn is_registered(&self) -> bool {
-        self.ring.is_registered()
+        self.front.ring.is_registered() && self.back.ring.is_registered()
     }
 
     /// Nothing waits and nothing is under way.
@@ -183,14 +177,20 @@ impl Line {
 
     /// For the write that is first in its class: where it is, or a buffer.
     fn place_for(&mut self, urgency: &Urgency) -> Option<Place> {
-        let Request::Write { data, .. } = self.class(urgency).waiting.front_mut()? else {
+        let waiting = &mut self.class(urgency).waiting;
+        let Request::Write { data, durability, urgency, .. } = waiting.front_mut()? else {
             unreachable!("a class of writes")
         };
         let length = data.iter().map(Bytes::len).sum();
         if length >= IN_PLACE_MIN && is_one_run(data) {
             return Some(Place::Here { segments: mem::take(data), length });
         }
-        self.pool.take(length).map(Place::Buffer)
+        let is_behind = is_behind(*durability, *urgency);
+        self.side(is_behind).pool.take(length).map(Place::Buffer)
+    }
+
+    fn side(&mut self, is_behind: bool) -> &mut Side {
+        if is_behind { &mut self.back } else { &mut self.front }
     }
 
     fn start_read(&mut self, request: Request) {
@@ -213,7 +213,7 @@ impl Line {
         let (start, _) = buffer.room();
         let at = offset + u64::try_from(filled).expect("a length");
         // SAFETY: the buffer has room for `length` bytes, and is in `transfers` until its end.
-        unsafe { self.ring.read(index, at, start, length - filled) };
+        unsafe { self.front.ring.read(index, at, start, length - filled) };
         self.transfers[index] = Some(Transfer::Read { token, offset, length, buffer });
     }
 
@@ -236,7 +236,7 @@ impl Line {
                 && file.stability().honours_dsync(),
             urgency,
         };
-        write.fill(&mut self.pool);
+        write.fill(&mut self.side(write.is_behind()).pool);
         // A write that is alone takes its `fdatasync` along: one wake-up less.
         let alone = write.is_for_sync()
             && file.needs_sync()
@@ -260,9 +260,10 @@ impl Line {
             (false, true) => Stable::ByLinkedSync,
             (false, false) => Stable::Later,
         };
+        let side = self.side(write.is_behind());
         let (start, length, number) = match &write.place {
             Place::Buffer(number) => {
-                let filled = self.pool.buffers()[*number].filled();
+                let filled = side.pool.buffers()[*number].filled();
                 (filled.as_ptr(), filled.len(), Some(*number))
             }
             Place::Here { segments, length } => (segments[0].as_ptr(), *length, None),
@@ -271,7 +272,7 @@ impl Line {
         let at = write.offset + u64::try_from(write.done).expect("a length");
         // SAFETY: a buffer is the write's alone until its end, and the pool keeps it in place;
         // segments lie one behind the other, never change, and are kept by the write.
-        unsafe { self.ring.write(index, at, (start, length - write.done), number, stable) };
+        unsafe { side.ring.write(index, at, (start, length - write.done), number, stable) };
         self.transfers[index] = Some(Transfer::Write(write));
     }
 
@@ -281,23 +282,28 @@ impl Line {
         }
         let members = mem::take(&mut self.unsynced);
         if file.needs_sync() {
-            self.ring.sync();
+            self.front.ring.sync();
             self.syncing = Some(Sync { members, linked: false, after: None });
         } else {
             done.extend(members);
         }
     }
 
+    /// Hands everything to the kernel; waits, if told so, until something has ended.
     pub(super) fn enter(&mut self, wait: bool) {
-        self.ring.enter(wait);
+        let waits_in_front = self.front.ring.is_busy();
+        self.back.ring.enter(wait && !waits_in_front);
+        self.front.ring.enter(wait && waits_in_front);
     }
 
     /// Takes what has ended.
     pub(super) fn reap(&mut self, file: &DriveFile, done: &mut Vec<Completion>) {
-        for (tag, result) in self.ring.ended() {
-            match tag {
-                Tag::Transfer(index) => self.ended(index, result, file, done),
-                Tag::Sync => self.synced(result, done),
+        for is_behind in [false, true] {
+            for (tag, result) in self.side(is_behind).ring.ended() {
+                match tag {
+                    Tag::Transfer(index) => self.ended(index, result, file, done),
+                    Tag::Sync => self.synced(result, done),
+                }
             }
         }
     }
@@ -354,8 +360,9 @@ impl Line {
     ) {
         let sync = self.syncing.as_mut().filter(|sync| sync.after == Some(index));
         let has_sync = sync.is_some_and(|sync| sync.after.take().is_some());
+        let pool = &mut self.side(write.is_behind()).pool;
         let filled = match &write.place {
-            Place::Buffer(number) => self.pool.buffers()[*number].filled().len(),
+            Place::Buffer(number) => pool.buffers()[*number].filled().len(),
             Place::Here { length, .. } => *length,
         };
         let result = match moved(result, filled - write.done, file) {
@@ -366,17 +373,17 @@ impl Line {
                 }
                 if write.left > 0 {
                     write.offset += u64::try_from(filled).expect("a length");
-                    write.fill(&mut self.pool);
+                    write.fill(pool);
                     return self.write_on(index, write, false);
                 }
                 Ok(())
             }
             Err(error) => Err(drive_error(&error)),
         };
-        self.free.push(index);
         if let Place::Buffer(number) = write.place {
-            self.pool.give_back(number);
+            pool.give_back(number);
         }
+        self.free.push(index);
         self.class(&write.urgency).under_way -= 1;
         self.durable_writes -= usize::from(write.is_for_sync());
         if let (true, Err(error)) = (write.by_itself, &result) {
@@ -421,49 +428,11 @@ impl Line {
     }
 }
 
-impl Write {
-    /// It is durable only after an `fdatasync`.
-    fn is_for_sync(&self) -> bool {
-        self.durability != Durability::Later && !self.by_itself
-    }
-
-    /// Puts what comes next into the buffer, if it has one.
-    fn fill(&mut self, pool: &mut Pool) {
-        let Place::Buffer(number) = self.place else { return };
-        let buffer = &mut pool.buffers()[number];
-        buffer.truncate(0);
-        self.done = 0;
-        loop {
-            let copied = buffer.fill(&self.segment);
-            self.segment.advance(copied);
-            self.left -= copied;
-            if !self.segment.is_empty() {
-                return;
-            }
-            match self.segments.next() {
-                Some(segment) => self.segment = segment,
-                None => return,
-            }
-        }
-    }
-}
-
-/// Whether the segments are one run of memory that the kernel takes as it is.
-fn is_one_run(data: &[Bytes]) -> bool {
-    let aligned = data.first().is_some_and(|first| first.as_ptr().addr().is_multiple_of(ALIGN));
-    let follows = |pair: &[Bytes]| pair[0].as_ptr().wrapping_add(pair[0].len()) == pair[1].as_ptr();
-    aligned && data.windows(2).all(follows)
-}
-
-/// How many bytes a transfer has brought us on; none if it is to be asked for again as it was.
-fn moved(result: io::Result<usize>, wanted: usize, file: &DriveFile) -> io::Result<usize> {
-    match result {
-        Ok(count) => file.usable(count, wanted),
-        Err(error) => match error.raw_os_error() {
-            // Not begun.
-            Some(libc::EINTR | libc::EAGAIN) => Ok(0),
-            _ => Err(error),
-        },
+impl Side {
+    fn new(file: &DriveFile, bell: RawFd, (small, large): (usize, usize)) -> io::Result<Self> {
+        let mut pool = Pool::new(small, large);
+        let ring = Ring::new(file.descriptor(), bell, pool.buffers())?;
+        Ok(Self { ring, pool })
     }
 }
 
@@ -473,7 +442,8 @@ impl Drop for Line {
         // memory.
         if self.transfers.iter().any(Option::is_some) {
             mem::forget(mem::take(&mut self.transfers));
-            mem::forget(mem::replace(&mut self.pool, Pool::empty()));
+            mem::forget(mem::replace(&mut self.front.pool, Pool::empty()));
+            mem::forget(mem::replace(&mut self.back.pool, Pool::empty()));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One io_uring per drive, in the thread that submits to it.
+//! Two io_urings per drive, in the thread that submits to them.
 //!
 //! Decides: what is with the kernel at once, and how a write becomes durable.
 //! There is no hand-over: requests go to the kernel in the call that submits them, and what has
@@ -11,6 +11,7 @@
 
 mod line;
 mod ring;
+mod transfer;
 
 use std::{fs, io, os::fd::RawFd, sync::Arc};
 

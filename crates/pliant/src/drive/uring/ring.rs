@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{FromRawFd, OwnedFd, RawFd},
     sync::atomic::{Ordering, fence},
 };
 
@@ -18,9 +18,9 @@ use crate::drive::buffer::AlignedBuffer;
 const ENTRIES: u32 = 128;
 
 /// Buffers for writes: content comes in memory that is seldom aligned, so it is copied into one of
-/// these. Their number bounds what writes pin, and stays below the default of RLIMIT_MEMLOCK.
-const SMALL: (usize, usize) = (32, 32 << 10);
-const LARGE: (usize, usize) = (4, 1 << 20);
+/// these.
+const SMALL_BYTES: usize = 32 << 10;
+const LARGE_BYTES: usize = 1 << 20;
 
 /// What an entry of the completion queue answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,14 +64,16 @@ pub(super) enum Stable {
 pub(super) struct Ring {
     ring: IoUring,
     file: types::Fd,
-    /// The kernel counts it up when something has ended, while it is told to.
-    bell: OwnedFd,
     /// Buffers for writes are registered by their number.
     registered: bool,
+    /// Entries that were pushed and whose ends were not taken.
+    under_way: usize,
 }
 
 impl Ring {
-    pub(super) fn new(file: RawFd, buffers: &mut [AlignedBuffer]) -> io::Result<Self> {
+    /// The kernel counts the bell up when something has ended, while it is told to. Rings may share
+    /// one.
+    pub(super) fn new(file: RawFd, bell: RawFd, buffers: &mut [AlignedBuffer]) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
         let ring = match builder.build(ENTRIES) {
@@ -102,24 +104,25 @@ impl Ring {
         // A few system calls are cheaper by it; an older kernel does not know it.
         let mut ring = ring;
         let _ = ring.submitter().register_ring_fd();
-        let bell = bell()?;
-        ring.submitter().register_eventfd(bell.as_raw_fd())?;
+        ring.submitter().register_eventfd(bell)?;
         ring.completion().disable_eventfd();
-        Ok(Self { ring, file: types::Fd(file), bell, registered })
+        Ok(Self { ring, file: types::Fd(file), registered, under_way: 0 })
     }
 
-    /// Becomes readable when something ends after [`Self::is_quiet`] said that nothing has.
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.bell.as_raw_fd()
+    /// Something is with the kernel, or has ended and was not taken.
+    pub(super) fn is_busy(&self) -> bool {
+        self.under_way > 0
     }
 
-    /// Nothing has ended that was not taken; whatever ends from now on rings.
+    /// Nothing has ended that was not taken, and the kernel has all that was pushed; whatever ends
+    /// from now on rings.
     pub(super) fn is_quiet(&mut self) -> bool {
         self.ring.completion().enable_eventfd();
         // What ends now either finds the bell enabled or is seen here.
         fence(Ordering::SeqCst);
         let (_, queue, completions) = self.ring.split();
-        completions.is_empty() && !queue.taskrun() && !queue.cq_overflow()
+        let has_ended = !completions.is_empty() || queue.taskrun() || queue.cq_overflow();
+        queue.is_empty() && !has_ended
     }
 
     pub(super) fn is_registered(&self) -> bool {
@@ -174,6 +177,7 @@ impl Ring {
         // none.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "the ring has room for all that may be under way");
+        self.under_way += 1;
     }
 
     /// Hands everything to the kernel; waits, if told so, until something has ended. No system
@@ -202,11 +206,13 @@ impl Ring {
                 .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
             (Tag::decode(entry.user_data()), result)
         });
-        ended.collect()
+        let ended: Vec<_> = ended.collect();
+        self.under_way -= ended.len();
+        ended
     }
 }
 
-fn bell() -> io::Result<OwnedFd> {
+pub(super) fn bell() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; a descriptor that is returned is ours alone.
     unsafe {
         let descriptor = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
@@ -222,20 +228,24 @@ pub(super) struct Pool {
     buffers: Vec<AlignedBuffer>,
     small: Vec<usize>,
     large: Vec<usize>,
+    /// Small ones.
+    smalls: usize,
 }
 
 impl Pool {
-    pub(super) fn new() -> Self {
-        let sizes = [SMALL, LARGE].into_iter().flat_map(|(count, size)| vec![size; count]);
+    pub(super) fn new(smalls: usize, larges: usize) -> Self {
+        let sizes = [(smalls, SMALL_BYTES), (larges, LARGE_BYTES)];
+        let sizes = sizes.into_iter().flat_map(|(count, size)| vec![size; count]);
         Self {
             buffers: sizes.map(AlignedBuffer::new).collect(),
-            small: (0..SMALL.0).collect(),
-            large: (SMALL.0..SMALL.0 + LARGE.0).collect(),
+            small: (0..smalls).collect(),
+            large: (smalls..smalls + larges).collect(),
+            smalls,
         }
     }
 
     pub(super) fn empty() -> Self {
-        Self { buffers: Vec::new(), small: Vec::new(), large: Vec::new() }
+        Self::new(0, 0)
     }
 
     pub(super) fn buffers(&mut self) -> &mut [AlignedBuffer] {
@@ -244,12 +254,12 @@ impl Pool {
 
     /// The number of an empty buffer for that many bytes, or for a part of them.
     pub(super) fn take(&mut self, bytes: usize) -> Option<usize> {
-        let number = if bytes <= SMALL.1 { self.small.pop() } else { None };
+        let number = if bytes <= SMALL_BYTES { self.small.pop() } else { None };
         number.or_else(|| self.large.pop())
     }
 
     pub(super) fn give_back(&mut self, number: usize) {
         self.buffers[number].truncate(0);
-        if number < SMALL.0 { self.small.push(number) } else { self.large.push(number) }
+        if number < self.smalls { self.small.push(number) } else { self.large.push(number) }
     }
 }
