@@ -28,6 +28,9 @@ const CYCLES_PER_JOURNAL: u64 = 8;
 /// Longest merged home write, in blocks.
 const RUN_BLOCKS_MAX: usize = 256;
 
+/// Blocks that lie one behind the other, the records they come from, and their content.
+type HomeRun = (Vec<(Key, u64)>, Vec<Bytes>);
+
 #[derive(Debug, Default)]
 pub struct Writeback {
     stage: Stage,
@@ -140,17 +143,20 @@ impl Drive {
         Some(Stage::Home { cut, next: Key { slot: 0, block: 0 } })
     }
 
-    /// Writes of a cycle at once: few while there is room in the journal, so that requests come
-    /// first; many when they would soon have to wait for it.
+    /// Writes of a cycle that may be under way now: few while there is room in the journal, so that
+    /// requests come first; many when they would soon have to wait for it. An SSD gets the next
+    /// ones when half have ended, because several that are handed over at once cost little more
+    /// than one.
     fn writes_max(&self) -> usize {
         let (used, size) = (self.journal.used(), self.journal.size());
         let eager = self.writeback.wanted || used >= size / 4 * 3;
-        match (self.layout.media, eager) {
-            (Media::Ssd, false) => 4,
-            (Media::Ssd, true) => 32,
-            (Media::Hdd, false) => 1,
-            (Media::Hdd, true) => 4,
-        }
+        let (most, next_at) = match (self.layout.media, eager) {
+            (Media::Ssd, false) => (16, 8),
+            (Media::Ssd, true) => (32, 16),
+            (Media::Hdd, false) => (1, 0),
+            (Media::Hdd, true) => (4, 3),
+        };
+        if self.writeback.writes > next_at { 0 } else { most }
     }
 
     /// Pages whose images lack a record up to this one are written. What only lacks later ones stays
@@ -167,8 +173,9 @@ impl Drive {
 
     fn write_homes(&mut self, out: &mut Vec<Action>) -> Option<Stage> {
         let Stage::Home { cut, mut next } = self.writeback.stage else { unreachable!("matched") };
-        while self.writeback.writes < self.writes_max() {
-            let Some(run) = self.home_run(cut, next) else {
+        let max = self.writes_max();
+        while self.writeback.writes < max {
+            let Some((keys, data)) = self.home_run(cut, next) else {
                 next = Key { slot: u32::MAX, block: 0 };
                 if self.writeback.writes > 0 {
                     break;
@@ -177,10 +184,9 @@ impl Drive {
                 self.checkpoint += 1;
                 return Some(Stage::Pages { cut, left: left.into_iter().collect(), rest });
             };
-            let (first, _, _) = run[0];
-            let (last, _, _) = run[run.len() - 1];
+            let (last, _) = keys[keys.len() - 1];
             next = Key { slot: last.slot, block: last.block + 1 };
-            self.write_run(first, run, out);
+            self.write_run(keys, data, out);
         }
         self.writeback.stage = Stage::Home { cut, next };
         None
@@ -188,20 +194,21 @@ impl Drive {
 
     /// The next blocks that lie one behind the other on the drive. A block with newer content than
     /// the cut stays: its record stays in the journal too.
-    fn home_run(&self, cut: u64, next: Key) -> Option<Vec<(Key, u64, Bytes)>> {
-        let mut run: Vec<(Key, u64, Bytes)> = Vec::new();
+    fn home_run(&self, cut: u64, next: Key) -> Option<HomeRun> {
+        let (mut keys, mut data) = (Vec::<(Key, u64)>::new(), Vec::new());
         for (key, block) in self.overlay.from(next) {
-            let follows = run.last().is_none_or(|&(last, _, _)| self.follows(last, key));
-            if !follows || run.len() == RUN_BLOCKS_MAX {
+            let follows = keys.last().is_none_or(|&(last, _)| self.follows(last, key));
+            if !follows || keys.len() == RUN_BLOCKS_MAX {
                 break;
             }
             if block.lsn <= cut || is_on(Sabotage::HomeAhead) {
-                run.push((key, block.lsn, block.data.clone()));
-            } else if !run.is_empty() {
+                keys.push((key, block.lsn));
+                data.push(block.data.clone());
+            } else if !keys.is_empty() {
                 break;
             }
         }
-        (!run.is_empty()).then_some(run)
+        (!keys.is_empty()).then_some((keys, data))
     }
 
     fn follows(&self, a: Key, b: Key) -> bool {
@@ -211,21 +218,18 @@ impl Drive {
         a.slot + 1 == b.slot && a.block + 1 == self.layout.slot_blocks && b.block == 0
     }
 
-    fn write_run(&mut self, first: Key, run: Vec<(Key, u64, Bytes)>, out: &mut Vec<Action>) {
+    fn write_run(&mut self, keys: Vec<(Key, u64)>, data: Vec<Bytes>, out: &mut Vec<Action>) {
+        assert!(data.iter().all(|block| block.len() == BLOCK_LEN));
+        let (first, _) = keys[0];
         let offset = self.layout.slot_offset(first.slot) + u64::from(first.block) * BLOCK;
-        let mut keys = Vec::with_capacity(run.len());
-        let mut segments = Vec::with_capacity(run.len());
-        for (key, lsn, data) in run {
-            assert_eq!(data.len(), BLOCK_LEN);
-            keys.push((key, lsn));
-            segments.push(data);
+        for &(key, lsn) in &keys {
             *self.writeback.homes.entry(key.slot).or_default() += 1;
             if is_on(Sabotage::OverlayDroppedEarly) {
                 self.overlay.remove_written(key, lsn);
             }
         }
         self.writeback.writes += 1;
-        self.ios.write(Io::Home(keys), offset, segments, out);
+        self.ios.write(Io::Home(keys), offset, data, out);
     }
 
     pub fn home_written(&mut self, blocks: Vec<(Key, u64)>) {
