@@ -472,8 +472,10 @@ fn a_damaged_journal_does_not_stop_the_group() {
     settle(&mut world);
 }
 
-/// Server 1's drive damages block 50 and what was written with it, while all are down.
+/// Server 1's drive damages block 50 and what was written with it, while all are down. The last batch
+/// was sealed before: damage to one that was not looks like a torn tail (docs/disk.md, known limits).
 fn lose_power_and_damage(world: &mut World) {
+    world.run_for(Duration::from_millis(500));
     world.crash(&server_name(1));
     world.crash(&server_name(2));
     let value = world.client.expected().find(|&(block, _)| block == 50).expect("written");
