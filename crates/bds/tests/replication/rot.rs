@@ -60,7 +60,7 @@ fn rot(world: &mut World, server: u64, every: usize, offset: usize) -> usize {
 }
 
 /// All replicas of the group are scrubbed; what was found on each.
-fn scrub(world: &mut World, pass: u64) -> Vec<(ReplicaId, Damage)> {
+pub fn scrub(world: &mut World, pass: u64) -> Vec<(ReplicaId, Damage)> {
     let members: Vec<_> = world.manager.config.in_sync().cloned().collect();
     let asked =
         |w: &World| members.iter().all(|m| w.manager.scrubbed.contains_key(&(m.replica, pass)));
