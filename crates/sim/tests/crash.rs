@@ -100,7 +100,7 @@ fn every_break_of_the_engine_is_found() {
 
 #[test]
 fn histories_on_hard_disks_read_what_was_read_ahead() {
-    let rests = (1..40).map(|seed| crash::at_rest(seed).expect("nothing goes wrong"));
+    let rests = (1..120).map(|seed| crash::at_rest(seed).expect("nothing goes wrong"));
     let used: Vec<(Media, u64)> =
         rests.map(|rest| (rest.plan.geometry.media, rest.blocks_ahead_used)).collect();
     let total: u64 = used.iter().map(|(_, used)| used).sum();
