@@ -19,7 +19,7 @@ use model::{
 
 use super::{Job, Kind, Outcome, prewrite, serve, turning::Turning};
 use crate::{
-    drive::{self, DriveOptions, Emulated, Flush, Profile},
+    drive::{self, DriveOptions, Emulated, Flush, LOCK_WAIT, Profile},
     load::worker::Numbers,
     up::Emulation,
 };
@@ -96,7 +96,8 @@ fn open(
         DriverKind::Portable => drive::DriverKind::Portable,
     };
     let (path, flush) = (path.to_owned(), Flush::Auto);
-    let options = DriveOptions { path, bytes, threads: 4, direct: true, kind, flush };
+    let options =
+        DriveOptions { path, bytes, threads: 4, direct: true, kind, flush, lock_wait: LOCK_WAIT };
     let (turning, _) = Turning::open(geometry, None, |sink| match geometry.media {
         Media::Ssd => Ok(drive::open(&options, sink)?),
         Media::Hdd => Ok(Box::new(Emulated::open(emulated(), &options, sink)?)),

@@ -12,7 +12,7 @@ use format::{data::Change, disk::JournalPlace};
 use model::{epoch::ModSeq, volume::Media};
 
 use super::{say, turning::Turning};
-use crate::drive::{self, Completion, DriveOptions, DriverKind, Flush};
+use crate::drive::{self, Completion, DriveOptions, DriverKind, Flush, LOCK_WAIT};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -44,7 +44,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         memory_bytes: 256 << 20,
     };
     let (path, kind, flush) = (args.drive.clone(), DriverKind::Auto, Flush::Auto);
-    let options = DriveOptions { path, bytes, threads: 4, direct: true, kind, flush };
+    let options =
+        DriveOptions { path, bytes, threads: 4, direct: true, kind, flush, lock_wait: LOCK_WAIT };
     let (mut turning, replicas) =
         Turning::open(geometry, Some(keep_zeros_out), |sink| Ok(drive::open(&options, sink)?))?;
     let data = Bytes::from(vec![0; CHUNK]);

@@ -9,6 +9,8 @@ use std::{
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     },
     path::Path,
+    sync::mpsc,
+    thread,
 };
 
 use bytes::{Buf, Bytes};
@@ -47,13 +49,7 @@ impl DriveFile {
             .mode(0o600)
             .open(path)
             .map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::InUse { path: path.to_owned() });
-            }
-            Err(TryLockError::Error(source)) => return Err(io(source)),
-        }
+        lock(&file, options)?;
         fit(&file, path, options.bytes)?;
         let direct = options.direct && switch_to_direct(&file);
         let stability = Stability::of(&file.metadata().map_err(io)?, direct, options.flush);
@@ -250,6 +246,33 @@ pub fn is_blank(path: &Path) -> io::Result<bool> {
         file => file?.take(SUPERBLOCKS_BYTES).read_to_end(&mut head)?,
     };
     Ok(head.iter().all(|&byte| byte == 0))
+}
+
+/// Keeps every other process away for as long as the file is open, this one's other openings too.
+///
+/// The user before may be gone and still be waited for: the kernel keeps the files of transfers, and
+/// the lock with them, until each has ended and for a moment longer, also when their process was
+/// killed. So whoever has the lock knows as well that nothing of the former user is still on its
+/// way to the drive.
+fn lock(file: &File, options: &DriveOptions) -> Result<(), OpenError> {
+    let path = options.path.as_path();
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    match file.try_lock() {
+        Ok(()) => return Ok(()),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(source)) => return Err(io(source)),
+    }
+    let seconds = options.lock_wait.as_secs();
+    tracing::info!(path = %path.display(), seconds, "the drive is in use; waiting for it to be let go");
+    // A lock belongs to the opening, not to the descriptor. If the wait is given up, the thread lets
+    // go of what it gets at last.
+    let (waiter, (sender, locked)) = (file.try_clone().map_err(io)?, mpsc::channel());
+    let wait = move || drop(sender.send(waiter.lock()));
+    thread::Builder::new().name("drive-lock".to_owned()).spawn(wait).map_err(io)?;
+    match locked.recv_timeout(options.lock_wait) {
+        Ok(result) => result.map_err(io),
+        Err(_) => Err(OpenError::InUse { path: path.to_owned(), waited: options.lock_wait }),
+    }
 }
 
 /// Gives a new file its size; checks that of an old one.

@@ -26,7 +26,7 @@ mod uring;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, io, os::fd::RawFd, path::PathBuf, sync::Arc};
+use std::{fmt, io, os::fd::RawFd, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use engine::api::{DriveError, Durability, IoToken, Urgency};
@@ -166,8 +166,10 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
-    #[error("drive {path} is in use by another process")]
-    InUse { path: PathBuf },
+    #[error(
+        "drive {path} is in use by another process, and still was after {waited:?}; end that one"
+    )]
+    InUse { path: PathBuf, waited: Duration },
     #[error("drive {path} has {found} bytes where its configuration says {wanted}")]
     Size { path: PathBuf, found: u64, wanted: u64 },
     #[error("drive {path} is neither a file nor a block device")]
@@ -203,7 +205,12 @@ pub struct DriveOptions {
     pub direct: bool,
     pub kind: DriverKind,
     pub flush: Flush,
+    /// How long a former user is given to let go of the drive.
+    pub lock_wait: Duration,
 }
+
+/// Enough for the kernel to end what a killed process had under way.
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// Opens the drive with the driver that the options name. One without threads belongs to the calling
 /// thread.

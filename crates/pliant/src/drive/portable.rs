@@ -242,7 +242,7 @@ mod tests {
     use bytes::Bytes;
     use engine::api::{Durability, IoToken, Urgency};
 
-    use super::super::{DriverKind, Flush};
+    use super::super::{DriverKind, Flush, LOCK_WAIT};
     use super::*;
 
     #[test]
@@ -255,6 +255,7 @@ mod tests {
             direct: false,
             kind: DriverKind::Portable,
             flush: Flush::Auto,
+            lock_wait: LOCK_WAIT,
         };
         let (sender, answers) = mpsc::channel();
         let sink = Sink::new(move |completions| drop(sender.send(completions)));

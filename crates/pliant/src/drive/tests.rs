@@ -92,6 +92,7 @@ fn options(path: &Path, bytes: u64, kind: Kind) -> DriveOptions {
             Kind::Emulated => DriverKind::Portable,
         },
         flush: Flush::Auto,
+        lock_wait: LOCK_WAIT,
     }
 }
 
@@ -110,13 +111,16 @@ impl Rig {
     }
 
     fn open_sized(kind: Kind, path: &Path, bytes: u64) -> Result<Self, OpenError> {
+        Self::open_with(kind, &options(path, bytes, kind))
+    }
+
+    fn open_with(kind: Kind, options: &DriveOptions) -> Result<Self, OpenError> {
         let (sender, answers) = mpsc::channel();
         // A receiver that is gone is a test that has ended.
         let sink = Sink::new(move |completions| drop(sender.send(completions)));
-        let options = options(path, bytes, kind);
         let driver: Box<dyn Driver> = match kind {
-            Kind::Emulated => Box::new(Emulated::open(fast(), &options, sink)?),
-            _ => super::open(&options, sink)?,
+            Kind::Emulated => Box::new(Emulated::open(fast(), options, sink)?),
+            _ => super::open(options, sink)?,
         };
         let poll = Poll::new().expect("an epoll");
         if let Some(descriptor) = driver.descriptor() {
@@ -374,13 +378,31 @@ fn dropping_a_driver_carries_out_what_is_under_way() {
     }
 }
 
+/// The kernel lets go of the file of an io_uring request a while after it has told its end, and the
+/// lock lasts as long as the file.
+#[test]
+fn a_drive_is_open_to_the_next_user_as_soon_as_its_driver_is_gone() {
+    for kind in kinds() {
+        let folder = Folder::new();
+        for round in 0..25 {
+            let mut rig = Rig::open(kind, &folder.drive())
+                .unwrap_or_else(|error| panic!("{kind:?}, round {round}: {error}"));
+            let batch = (0..32).map(|t| write(t, t * 4096, vec![pattern(1, 4096)], t % 4 == 0));
+            rig.driver.submit(batch.collect());
+            rig.answer(31);
+        }
+    }
+}
+
 #[test]
 fn a_drive_keeps_its_content_and_is_refused_to_a_second_user() {
     for kind in kinds() {
         let folder = Folder::new();
         let mut rig = Rig::open(kind, &folder.drive()).expect("a drive");
         rig.write(1, 8192, vec![pattern(3, 4096)], true);
-        let refused = Rig::open(kind, &folder.drive()).err();
+        let lock_wait = Duration::from_millis(50);
+        let second = DriveOptions { lock_wait, ..options(&folder.drive(), DRIVE_BYTES, kind) };
+        let refused = Rig::open_with(kind, &second).err();
         assert!(matches!(refused, Some(OpenError::InUse { .. })), "{kind:?}: {refused:?}");
         drop(rig);
         let mut rig = Rig::open(kind, &folder.drive()).expect("the first user is gone");

@@ -451,7 +451,7 @@ impl Drop for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drive::{DriveOptions, DriverKind, Flush};
+    use crate::drive::{DriveOptions, DriverKind, Flush, LOCK_WAIT};
 
     #[test]
     fn after_a_failed_fdatasync_nothing_is_called_durable_again() {
@@ -463,6 +463,7 @@ mod tests {
             direct: false,
             kind: DriverKind::IoUring,
             flush: Flush::Auto,
+            lock_wait: LOCK_WAIT,
         };
         let file = DriveFile::open(&options).expect("a file");
         let mut line = Line::new(&file).expect("a ring");

@@ -76,7 +76,7 @@ impl Ring {
     pub(super) fn new(file: RawFd, bell: RawFd, buffers: &mut [AlignedBuffer]) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
-        let ring = match builder.build(ENTRIES) {
+        let mut ring = match builder.build(ENTRIES) {
             // A kernel before 6.1 does not know these flags.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
             built => built?,
@@ -101,9 +101,8 @@ impl Ring {
             .collect();
         // SAFETY: the line keeps the buffers, in place, longer than the ring.
         let registered = unsafe { ring.submitter().register_buffers(&vectors) }.is_ok();
-        // A few system calls are cheaper by it; an older kernel does not know it.
-        let mut ring = ring;
-        let _ = ring.submitter().register_ring_fd();
+        // The ring's own descriptor is not registered: until the thread ends the kernel would keep the
+        // ring by it, and with the ring the file and its lock.
         ring.submitter().register_eventfd(bell)?;
         ring.completion().disable_eventfd();
         Ok(Self { ring, file: types::Fd(file), registered, under_way: 0 })

@@ -19,7 +19,9 @@ use model::{
 };
 use serde::Deserialize;
 
-use crate::drive::{self, DriveOptions, Driver, DriverKind, Emulated, Flush, Profile, Sink};
+use crate::drive::{
+    self, DriveOptions, Driver, DriverKind, Emulated, Flush, LOCK_WAIT, Profile, Sink,
+};
 
 const THREADS_DEFAULT: usize = 4;
 const THREADS_MAX: usize = 64;
@@ -264,6 +266,7 @@ impl DriveConfig {
             direct: true,
             kind: self.driver,
             flush: self.flush,
+            lock_wait: LOCK_WAIT,
         }
     }
 

@@ -5,13 +5,14 @@ use std::{
     io::Read,
     io::Write,
     net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +21,7 @@ use format::{
     data::{Change, DataMessage, Hello, Peer, RequestId, Status},
     frame,
 };
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Member, Role},
@@ -74,6 +76,12 @@ struct Manager {
 
 impl Manager {
     fn accept(listener: &TcpListener) -> (Self, RegisterServer) {
+        let (mut poll, mut events) = (Poll::new().expect("an epoll"), Events::with_capacity(1));
+        let (descriptor, readable) = (listener.as_raw_fd(), Interest::READABLE);
+        let registered = poll.registry().register(&mut SourceFd(&descriptor), Token(0), readable);
+        registered.expect("it can be watched");
+        poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
+        assert!(!events.is_empty(), "no server dials");
         let (stream, _) = listener.accept().expect("the server dials");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         let mut manager = Self { stream, input: BytesMut::new() };
@@ -100,11 +108,13 @@ impl Manager {
     }
 
     fn until(&mut self, mut wanted: impl FnMut(&ToManager) -> bool) -> ToManager {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let message = self.next();
             if wanted(&message) {
                 return message;
             }
+            assert!(Instant::now() < deadline, "only others came, the last of them {message:?}");
         }
     }
 }
