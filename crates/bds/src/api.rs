@@ -60,6 +60,8 @@ pub struct Timing {
     pub scrub_bytes_per_sec: u64,
     /// Regions of one learner being filled at once.
     pub fill_window: usize,
+    /// Learners that a server fills at once; others wait.
+    pub fills_max: usize,
 }
 
 impl Default for Timing {
@@ -72,6 +74,7 @@ impl Default for Timing {
             scrub_period: Duration::from_secs(14 * 24 * 3600),
             scrub_bytes_per_sec: 8 << 20,
             fill_window: 4,
+            fills_max: 8,
         }
     }
 }

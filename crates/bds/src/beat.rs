@@ -6,7 +6,7 @@
 //! sends next to nothing however many it holds; every primary is spoken of again and again, so
 //! that what was lost on the way is told in the end.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::mem;
 
 use format::ctl::ReplicaProgress;
 use model::id::ReplicaId;
@@ -20,8 +20,8 @@ const AGAIN_MAX: usize = 100;
 
 #[derive(Debug, Default)]
 pub struct Beats {
-    /// How each primary stood when it was last spoken of.
-    told: BTreeMap<ReplicaId, ReplicaProgress>,
+    /// How each primary stood when it was last spoken of, in their order.
+    told: Vec<ReplicaProgress>,
     /// The last one of the news that was told, and the last one that was told again.
     news_to: Option<ReplicaId>,
     again_to: Option<ReplicaId>,
@@ -33,34 +33,47 @@ impl Beats {
         self.told.clear();
     }
 
+    /// How the primaries stand now, in the order of their replicas. It is walked beside what was told,
+    /// without looking anything up: an idle server does this for all that it holds with each beat.
     pub fn next(&mut self, now: impl Iterator<Item = ReplicaProgress>) -> Vec<ReplicaProgress> {
-        let now: BTreeMap<ReplicaId, ReplicaProgress> = now.map(|p| (p.replica, p)).collect();
-        self.told.retain(|replica, _| now.contains_key(replica));
-        let changed = |p: &&ReplicaProgress| self.told.get(&p.replica) != Some(*p);
-        let mut spoken: Vec<_> =
-            after(&now, self.news_to).filter(changed).take(NEWS_MAX).cloned().collect();
-        self.news_to = spoken.last().map(|p| p.replica);
-        let count = now.len().div_ceil(ROUND_BEATS).min(AGAIN_MAX);
-        let again: Vec<_> = after(&now, self.again_to).take(count).cloned().collect();
-        self.again_to = again.last().map(|p| p.replica);
-        for progress in again {
-            if !spoken.iter().any(|p| p.replica == progress.replica) {
-                spoken.push(progress);
+        let mut told = mem::take(&mut self.told).into_iter().peekable();
+        let mut rows: Vec<Row> = Vec::with_capacity(told.len());
+        for now in now {
+            assert!(rows.last().is_none_or(|r| r.now.replica < now.replica), "in their order");
+            while told.next_if(|t| t.replica < now.replica).is_some() {}
+            let told = told.next_if(|t| t.replica == now.replica);
+            rows.push(Row { now, told, spoken: false });
+        }
+        let is_news = |&index: &usize| rows[index].told.as_ref() != Some(&rows[index].now);
+        let news: Vec<usize> = after(&rows, self.news_to).filter(is_news).take(NEWS_MAX).collect();
+        let count = rows.len().div_ceil(ROUND_BEATS).min(AGAIN_MAX);
+        let again: Vec<usize> = after(&rows, self.again_to).take(count).collect();
+        self.news_to = news.last().map(|&index| rows[index].now.replica);
+        self.again_to = again.last().map(|&index| rows[index].now.replica);
+        let mut spoken = Vec::with_capacity(news.len() + again.len());
+        for index in news.into_iter().chain(again) {
+            let row = &mut rows[index];
+            if !mem::replace(&mut row.spoken, true) {
+                row.told = Some(row.now.clone());
+                spoken.push(row.now.clone());
             }
         }
-        self.told.extend(spoken.iter().map(|p| (p.replica, p.clone())));
+        self.told = rows.into_iter().filter_map(|row| row.told).collect();
         spoken
     }
 }
 
+/// A primary in one beat.
+struct Row {
+    now: ReplicaProgress,
+    told: Option<ReplicaProgress>,
+    spoken: bool,
+}
+
 /// All, beginning behind `start` and coming round to it.
-fn after(
-    all: &BTreeMap<ReplicaId, ReplicaProgress>,
-    start: Option<ReplicaId>,
-) -> impl Iterator<Item = &ReplicaProgress> {
-    let bound = start.map_or(Bound::Unbounded, Bound::Excluded);
-    let before = start.into_iter().flat_map(|s| all.range(..=s));
-    all.range((bound, Bound::Unbounded)).chain(before).map(|(_, p)| p)
+fn after(all: &[Row], start: Option<ReplicaId>) -> impl Iterator<Item = usize> {
+    let first = all.partition_point(|row| Some(row.now.replica) <= start);
+    (first..all.len()).chain(0..first)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod damage;
 mod drive;
 mod examine;
 mod filled;
+mod filling;
 mod image;
 mod learner;
 mod lock;

@@ -25,6 +25,8 @@ use crate::{image, lock::Range};
 const CHUNK_BYTES: u64 = 64 << 20;
 /// Slower than this a pass is not worth spreading.
 const RATE_MIN: u64 = 16 << 10;
+/// A drive that holds nothing is looked at again after this.
+const BLANK_PAUSE: Duration = Duration::from_secs(60);
 /// Between two chunks that hold nothing.
 const EMPTY_PAUSE: Duration = Duration::from_millis(1);
 /// While damage or a comparison of the last chunk is looked into.
@@ -124,11 +126,13 @@ impl Scrub {
         on && self.regular.is_none() && now >= self.next_pass
     }
 
-    /// Begins a regular pass over these replicas and their sizes, which occupy so many bytes.
+    /// Begins a regular pass over these replicas and their sizes, which occupy so many bytes. If there
+    /// are none, it is not due for a while: to find that out costs time for each replica.
     pub fn begin(&mut self, now: Instant, replicas: &[(ReplicaId, u64)], allocated: u64) {
         let whole = |&(replica, size): &(ReplicaId, u64)| (replica, Range { start: 0, end: size });
         let mut todo: VecDeque<_> = replicas.iter().filter(|r| r.1 > 0).map(whole).collect();
         if todo.is_empty() || allocated == 0 {
+            self.next_pass = now + self.period.min(BLANK_PAUSE);
             return;
         }
         self.seed = self.seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);

@@ -81,12 +81,24 @@ pub struct Turn<'a> {
     pub drive_full: bool,
     /// The replica's requests that the engine has not completed.
     pub busy: usize,
+    /// How many more learners the server may begin to fill, and whether the replica waits for that.
+    pub fill_room: usize,
+    pub awaits_fill: bool,
 }
 
 impl Turn<'_> {
     pub fn request(&mut self, op: Op, request: Request) {
         self.busy += 1;
         self.requests.push((op, request));
+    }
+
+    /// Whether the server may fill one more learner now. If not, the replica has another turn when
+    /// it may.
+    pub fn may_fill(&mut self) -> bool {
+        let has_room = self.fill_room > 0;
+        self.fill_room -= usize::from(has_room);
+        self.awaits_fill |= !has_room;
+        has_room
     }
 
     pub fn note(&mut self, offset: u64, finding: Finding) {

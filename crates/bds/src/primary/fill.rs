@@ -55,6 +55,8 @@ pub(super) enum State {
 #[derive(Debug)]
 pub struct Fill {
     pub(super) state: State,
+    /// The server has let it begin.
+    pub(super) admitted: bool,
     pub(super) filled: Filled,
     /// Everything below was compared; what differs is in `regions`.
     pub(super) walked: u64,
@@ -83,6 +85,7 @@ impl Fill {
     pub fn new(now: Instant) -> Self {
         Self {
             state: State::Walking,
+            admitted: false,
             filled: Filled::default(),
             walked: 0,
             verified: 0,
@@ -104,6 +107,11 @@ impl Fill {
 
     pub fn has_failed(&self) -> bool {
         matches!(self.state, State::Failed(_))
+    }
+
+    /// It occupies the server.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.admitted && self.state == State::Walking
     }
 
     /// Whether changes of this range must go to the learner.

@@ -5,6 +5,8 @@
 //! one, each under a hold. When everything is filled, all is compared again; then the learner is
 //! ready, and from then on counts as a member: the manager may admit it at any moment, so it is
 //! not given up any more, only reported (17).
+//!
+//! A fill begins when the server has room for one more; until then the learner gets no changes.
 
 use engine::api::{OpError, Outcome, Request};
 use format::{
@@ -30,6 +32,15 @@ use super::{
 const FAILURES_MAX: u32 = 200;
 
 impl Primary {
+    /// The server may fill more than it did.
+    pub fn begin_fills(&mut self, turn: &mut Turn<'_>) {
+        self.go_on(turn);
+    }
+
+    pub fn fills_under_way(&self) -> usize {
+        self.fills.values().filter(|fill| fill.is_under_way()).count()
+    }
+
     pub(super) fn advance_fills(&mut self, turn: &mut Turn<'_>) {
         let learners: Vec<ReplicaId> = self.fills.keys().copied().collect();
         for learner in learners {
@@ -45,6 +56,10 @@ impl Primary {
             && let Some(fill) = self.fills.get_mut(&learner)
             && fill.state == State::Walking
         {
+            if !fill.admitted && !turn.may_fill() {
+                return;
+            }
+            fill.admitted = true;
             match fill.next(turn.now, size, turn.timing.fill_window) {
                 Next::Wait => return,
                 Next::Ready => {

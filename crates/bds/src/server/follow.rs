@@ -12,6 +12,7 @@ use crate::{
     drive::{Drive, FromDrive},
     parts::{Asked, Join, split},
     place::Place,
+    primary::Primary,
     replica::{Fate, Replica},
     turn::{Op, Turn},
 };
@@ -52,10 +53,16 @@ impl Server {
             allocated: allocated(&self.drives, id, &replica.place),
             drive_full: replica.place.drives().iter().any(|d| self.drives[d].is_full()),
             busy: replica.busy,
+            fill_room: self.filling.room(),
+            awaits_fill: false,
         };
         act(replica, &mut turn);
         replica.advance(&mut turn);
         replica.busy = turn.busy;
+        self.filling.note(id, replica.primary().map_or(0, Primary::fills_under_way));
+        if turn.awaits_fill {
+            self.filling.wait(id);
+        }
         self.links_changed |= std::mem::replace(&mut replica.links_changed, false);
         let (place, deadline) = (replica.place.clone(), replica.deadline());
         let volume = replica.volume();
@@ -109,6 +116,7 @@ impl Server {
 
     pub(super) fn forget(&mut self, replica: ReplicaId) {
         self.wake(replica, None);
+        self.filling.note(replica, 0);
         let Some(gone) = self.replicas.remove(&replica) else { return };
         if let Some(group) = self.groups.get_mut(&gone.group()) {
             group.remove(&replica);
@@ -303,6 +311,13 @@ impl Server {
                 if self.incomplete.contains_key(&id) {
                     self.parts_completed(now, (id, op), out);
                 }
+            }
+            while let Some(id) = self.filling.next() {
+                self.turn(now, id, out, |replica, turn| {
+                    if let Some(primary) = replica.primary_mut() {
+                        primary.begin_fills(turn);
+                    }
+                });
             }
             self.reconcile_links(now, out);
             self.tell_room(now, out);

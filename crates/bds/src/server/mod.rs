@@ -30,6 +30,7 @@ use crate::{
     api::{Action, Event, ServerParams},
     beat::Beats,
     drive::Drive,
+    filling::Filling,
     parts::Join,
     place::Place,
     primary::Primary,
@@ -64,6 +65,7 @@ pub struct Server {
     manager_up: bool,
     next_beat: Instant,
     beats: Beats,
+    filling: Filling,
     ready: bool,
     /// When replicas want to be woken.
     wakes: BTreeMap<ReplicaId, Instant>,
@@ -94,6 +96,7 @@ impl Server {
             manager_up: false,
             next_beat: now,
             beats: Beats::default(),
+            filling: Filling::new(params.timing.fills_max),
             ready: false,
             wakes: BTreeMap::new(),
             wake_order: BTreeSet::new(),

@@ -161,6 +161,43 @@ fn learner_is_filled_while_writes_go_on() {
     }
 }
 
+/// The server asserts that it fills no more at once than it may.
+#[test]
+fn learners_wait_for_each_other_and_are_all_filled() {
+    for seed in 0..6 {
+        let mut world = World::new(seed, 4);
+        world.timing.fills_max = 1;
+        world.manager.want(2);
+        for n in 1..=2 {
+            world.crash(&server_name(n));
+            world.boot(&server_name(n));
+        }
+        world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+        world.client.depth = 12;
+        world.run_for(millis(300));
+        world.manager.heals = false;
+        for n in 3..=4 {
+            let place = Member { replica: replica_id(n), ..world.manager.desired[0].clone() };
+            let (server, address) = (server_name(n), address_of(n));
+            world.manager.desired.push(Member { server, address, role: Role::Mirror, ..place });
+        }
+        let made = |w: &World| (3..=4).all(|n| w.manager.created.contains(&replica_id(n)));
+        world.run_until(SOON, "replicas", made);
+        let source = replica_id(1);
+        let learners = world.manager.desired[2..].to_vec();
+        world.change(|next| {
+            let role = Role::Learner { source };
+            next.members.extend(learners.into_iter().map(|m| Member { role, ..m }));
+        });
+        // The link of one that waits, or is filled, breaks: its place is another's.
+        world.run_for(millis(5));
+        world.break_link(&server_name(1), &server_name(3 + seed % 2));
+        world.run_until(SOON, "whole", |w| w.manager.is_whole());
+        assert_eq!(world.manager.learners_failed, 0);
+        settle(&mut world);
+    }
+}
+
 #[test]
 fn a_learner_that_dies_does_not_stop_the_writes_and_is_filled_again() {
     for seed in 0..6 {

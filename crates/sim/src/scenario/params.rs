@@ -63,7 +63,11 @@ pub(super) fn server_params(seed: u64, striped: bool) -> Vec<ServerParams> {
                 zone: zone(usize::from(n / 3)),
                 address: SocketAddr::from(([127, 0, 0, 1], 7_000 + n)),
                 drives,
-                timing: bds::api::Timing::default(),
+                // Learners wait for each other.
+                timing: bds::api::Timing {
+                    fills_max: 1 + usize::from(n % 2),
+                    ..bds::api::Timing::default()
+                },
             }
         })
         .collect()
