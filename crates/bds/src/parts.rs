@@ -304,7 +304,8 @@ fn weight(error: &OpError) -> (u8, u64) {
         | OpError::Memory { .. }
         | OpError::Layers { .. }
         | OpError::NoLayers
-        | OpError::UnknownLayer => (2, 0),
+        | OpError::UnknownLayer
+        | OpError::Released => (2, 0),
         OpError::OutOfRange | OpError::BadChecksum => (3, 0),
         OpError::Withdrawn => (4, 0),
         OpError::BadBlock { offset } => (5, *offset),

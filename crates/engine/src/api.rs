@@ -294,6 +294,9 @@ pub enum OpError {
     /// It was never frozen, or has been released.
     #[error("the replica has no such layer")]
     UnknownLayer,
+    /// A freeze under the name of a layer that somebody else has given up meanwhile.
+    #[error("the layer was released and has not merged yet: freeze under another name")]
+    Released,
     #[error("the drive is out of service")]
     DriveFailed,
 }

@@ -123,8 +123,9 @@ impl Drive {
     ) -> Result<(), Stop> {
         let found = self.table.replica(replica).expect("the caller looked");
         let (layers, size) = (found.layers(), found.size);
-        if layers.position(layer).is_some() {
-            return Ok(());
+        if let Some(at) = layers.position(layer) {
+            let is_released = layers.frozen[at].is_released;
+            return if is_released { Err(Stop::Refused(OpError::Released)) } else { Ok(()) };
         }
         if !self.layout.version.has_maps() {
             return Err(Stop::Refused(OpError::NoLayers));

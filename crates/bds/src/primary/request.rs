@@ -452,6 +452,7 @@ fn status_of(error: &OpError) -> Status {
         | OpError::Layers { .. }
         | OpError::NoLayers
         | OpError::UnknownLayer
+        | OpError::Released
         | OpError::DriveFailed => Status::Moved,
     }
 }

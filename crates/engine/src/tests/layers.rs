@@ -274,6 +274,26 @@ fn damage_in_a_layer_stays_damage_when_it_merges_and_is_repaired_in_place() {
     }
 }
 
+/// Crash states, seed 31591 state 68: a freeze was answered, and there was no layer. One of that name,
+/// left by a crash, had been released and was about to merge.
+#[test]
+fn a_freeze_under_the_name_of_a_layer_that_still_merges_is_refused() {
+    let mut bench = bench(Media::Ssd);
+    write(&mut bench, 1, 0, content(1, 64));
+    freeze(&mut bench, 9);
+    write(&mut bench, 2, 4096, content(2, 40));
+    let (replica, layer) = (replica(), layer(9));
+    let released = bench.request(Request::Release { replica, layer });
+    let frozen = bench.request(Request::Freeze { replica, layer });
+    bench.run();
+    assert_eq!(bench.outcome(released), Some(Ok(Outcome::Done)));
+    assert_eq!(bench.outcome(frozen), Some(Err(OpError::Released)));
+    bench.idle();
+    freeze(&mut bench, 9);
+    write(&mut bench, 3, 0, content(3, 64));
+    assert_eq!(read_layer(&mut bench, 9, 4096, 40 << 12), content(2, 40));
+}
+
 #[test]
 fn layers_are_bounded_and_go_with_their_replica() {
     let mut bench = bench(Media::Ssd);

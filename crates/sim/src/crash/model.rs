@@ -313,6 +313,7 @@ impl Model {
         let wrong = || Err(format!("{pending:?} of replica {raw} was answered with {outcome:?}"));
         let going = self.pending_of(raw).any(|p| matches!(p, Pending::Remove));
         let others = self.units_under_way(raw);
+        let kept = self.kept_layers(raw);
         let Some(replica) = self.replicas.get_mut(&raw) else {
             return match (&pending, outcome) {
                 (Pending::Create { size, meta }, Ok(Outcome::Done)) => {
@@ -328,6 +329,7 @@ impl Model {
             // Only a removal takes a replica away.
             (_, Err(OpError::UnknownReplica)) if going => {}
             (Pending::Freeze { .. }, Err(OpError::Layers { .. } | OpError::Memory { .. })) => {}
+            (Pending::Freeze { layer }, Err(OpError::Released)) if !kept.contains(layer) => {}
             (_, Err(_)) => return wrong(),
             (Pending::Create { .. }, _) => {}
             (Pending::Remove, _) => drop(self.replicas.remove(&raw)),
