@@ -97,31 +97,16 @@ pub fn split(place: &Place, request: Request) -> Result<(Join, Asked), OpError> 
             (Answer::Done, installs(stripe, units, &data)?.into_iter().map(piece).collect())
         }
         Request::Read { replica, offset, length } => {
-            let range = range(offset, u64::from(length))?;
-            let piece = |(index, piece): (usize, Range)| {
-                let (_, offset) = stripe.to_part(piece.start);
-                let length = u32::try_from(piece.length()).expect("of a length that is u32");
-                (index, Request::Read { replica, offset, length })
-            };
-            (Answer::Read, stripe.pieces(range).map(piece).collect())
+            let read = |offset, length| Request::Read { replica, offset, length };
+            (Answer::Read, reads(stripe, range(offset, u64::from(length))?, read))
         }
         Request::ReadStream { replica, offset, length } => {
-            let range = range(offset, u64::from(length))?;
-            let piece = |(index, piece): (usize, Range)| {
-                let (_, offset) = stripe.to_part(piece.start);
-                let length = u32::try_from(piece.length()).expect("of a length that is u32");
-                (index, Request::ReadStream { replica, offset, length })
-            };
-            (Answer::Read, stripe.pieces(range).map(piece).collect())
+            let read = |offset, length| Request::ReadStream { replica, offset, length };
+            (Answer::Read, reads(stripe, range(offset, u64::from(length))?, read))
         }
         Request::ReadLayer { replica, layer, offset, length } => {
-            let range = range(offset, u64::from(length))?;
-            let piece = |(index, piece): (usize, Range)| {
-                let (_, offset) = stripe.to_part(piece.start);
-                let length = u32::try_from(piece.length()).expect("of a length that is u32");
-                (index, Request::ReadLayer { replica, layer, offset, length })
-            };
-            (Answer::Read, stripe.pieces(range).map(piece).collect())
+            let read = |offset, length| Request::ReadLayer { replica, layer, offset, length };
+            (Answer::Read, reads(stripe, range(offset, u64::from(length))?, read))
         }
         Request::Layers { .. } => {
             (Answer::Layers, parts.map(|index| (index, request.clone())).collect())
@@ -292,6 +277,19 @@ impl Join {
             None => Ok(joined(stripe, answer, outcomes)),
         }
     }
+}
+
+/// The pieces of a range, each as a read of its part, by offset and length there.
+fn reads(
+    stripe: Stripe,
+    range: Range,
+    read: impl Fn(u64, u32) -> Request,
+) -> Vec<(usize, Request)> {
+    let piece = |(index, piece): (usize, Range)| {
+        let (_, offset) = stripe.to_part(piece.start);
+        (index, read(offset, u32::try_from(piece.length()).expect("of a length that is u32")))
+    };
+    stripe.pieces(range).map(piece).collect()
 }
 
 /// The lowest counts: what ends the replica before what ends the request, the first block before

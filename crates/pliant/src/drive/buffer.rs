@@ -30,22 +30,23 @@ unsafe impl Sync for AlignedBuffer {}
 
 impl AlignedBuffer {
     pub(super) fn new(capacity: usize) -> Self {
-        let layout = Layout::from_size_align(capacity.max(ALIGN), ALIGN)
-            .expect("the alignment is a power of two and requests are far below the limit");
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc::alloc(layout) };
-        let Some(start) = NonNull::new(start) else { alloc::handle_alloc_error(layout) };
-        Self { start, layout, filled: 0 }
+        // SAFETY: asked with a layout whose size is not zero.
+        Self::from(capacity, |layout| unsafe { alloc::alloc(layout) })
     }
 
     /// Zeros, all of them filled. They take memory only when somebody writes to them: nobody does.
     fn zeros(length: usize) -> Self {
-        let layout = Layout::from_size_align(length.max(ALIGN), ALIGN)
+        // SAFETY: as above.
+        let mut buffer = Self::from(length, |layout| unsafe { alloc::alloc_zeroed(layout) });
+        buffer.filled = length;
+        buffer
+    }
+
+    fn from(capacity: usize, allocate: impl FnOnce(Layout) -> *mut u8) -> Self {
+        let layout = Layout::from_size_align(capacity.max(ALIGN), ALIGN)
             .expect("the alignment is a power of two and requests are far below the limit");
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc::alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { alloc::handle_alloc_error(layout) };
-        Self { start, layout, filled: length }
+        let Some(start) = NonNull::new(allocate(layout)) else { alloc::handle_alloc_error(layout) };
+        Self { start, layout, filled: 0 }
     }
 
     pub(super) fn capacity(&self) -> usize {
