@@ -191,6 +191,15 @@ pub enum Action {
     },
     /// Something that people should know of.
     Note(Incident),
+    /// People should know of this too, of what was lost above all.
+    DriveOpened {
+        drive: DriveName,
+        /// It was blank.
+        formatted: bool,
+        replicas: usize,
+        /// Of them, those that may miss acknowledged changes, because recovery found damage.
+        stale: usize,
+    },
     /// All drives are open: the shell may accept connections and dial the manager.
     Ready,
 }

@@ -53,7 +53,7 @@ enum State {
 pub enum FromDrive {
     Act(Action),
     Completed(OpToken, Result<Outcome, OpError>),
-    Opened(Vec<Found>),
+    Opened { found: Vec<Found>, formatted: bool },
     Failed(String),
 }
 
@@ -225,7 +225,7 @@ impl Drive {
                     FromDrive::Act(Action::PrepareDrive { drive, token, offset, length })
                 }
                 EngineAction::Complete { token, outcome } => FromDrive::Completed(token, outcome),
-                EngineAction::Opened { replicas } => {
+                EngineAction::Opened { replicas, formatted } => {
                     self.state = State::Open;
                     // A record that does not parse belongs to nobody we could serve.
                     let known = replicas.into_iter().filter_map(|r| {
@@ -233,7 +233,7 @@ impl Drive {
                         let (replica, size, stale) = (r.replica, r.size, r.stale);
                         Some(Found { replica, size, record, stale })
                     });
-                    FromDrive::Opened(known.collect())
+                    FromDrive::Opened { found: known.collect(), formatted }
                 }
                 EngineAction::DriveOutOfService { reason } => {
                     let reason = format!("{}: {reason}", self.params.place);

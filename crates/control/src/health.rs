@@ -49,7 +49,10 @@ fn faults(view: &View<'_>, group: &Group) -> Vec<String> {
         group.config.member(p.replica).is_some()
             || group.desired.iter().any(|d| d.replica == p.replica)
     });
-    concerned.filter_map(|placed| fault(view, placed)).collect()
+    let facts = view.live.groups.get(&group.config.group);
+    let no_place = facts.and_then(|f| f.no_place.as_ref());
+    let no_place = no_place.map(|refusal| format!("no place for a replica: {refusal}"));
+    concerned.filter_map(|placed| fault(view, placed)).chain(no_place).collect()
 }
 
 fn fault(view: &View<'_>, placed: &Placed) -> Option<String> {

@@ -56,6 +56,15 @@ impl Sum {
             mib_per_sec: add(self.mib_per_sec, other.mib_per_sec),
         }
     }
+
+    fn minus(self, other: Self) -> Self {
+        let subtract = |a: u64, b: u64| a.checked_sub(b).expect("it was promised");
+        Self {
+            bytes: subtract(self.bytes, other.bytes),
+            iops: subtract(self.iops, other.iops),
+            mib_per_sec: subtract(self.mib_per_sec, other.mib_per_sec),
+        }
+    }
 }
 
 impl From<Claim> for Sum {
@@ -131,6 +140,16 @@ impl Ledger {
             assert!(self.fits_share(drive, share), "{drive} would promise too much: {share:?}");
             let account = self.drives.get_mut(drive).expect("a claim that fits has its drive");
             account.promised = account.promised.plus(share.into());
+        }
+    }
+
+    /// Takes back a promise that was made.
+    pub fn release(&mut self, drives: impl Iterator<Item = DriveId>, stripes: u64, claim: Claim) {
+        let share = Sum::from(claim.share(stripes));
+        for drive in drives {
+            if let Some(account) = self.drives.get_mut(&drive) {
+                account.promised = account.promised.minus(share);
+            }
         }
     }
 

@@ -156,6 +156,8 @@ pub struct GroupLive {
     pub fills_given_up: u32,
     pub hand_over_pause: Pause,
     pub placement_pause: Pause,
+    /// Why no drive takes a replica in the place of one that was lost.
+    pub no_place: Option<String>,
     /// After a move away from a full drive that could not be carried out.
     pub move_pause: Pause,
     pub fill: Option<FillProgress>,

@@ -17,6 +17,7 @@ use model::{
     group::Role,
     id::{DriveId, DriveName, ReplicaId, ServerId},
     time::Instant,
+    units::{Gib, Iops, MibPerSec, Rate},
 };
 
 use crate::{
@@ -191,6 +192,7 @@ fn begin_learner(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     facts.stint = Some(Stint { learner, source, since: case.next_epoch() });
     facts.moved_before = case.modification.map(|m| (learner, m.bytes_moved)).or(Some((learner, 0)));
     facts.placement_pause.reset();
+    facts.no_place = None;
     facts.ready = None;
     facts.failed = None;
     facts.fill = None;
@@ -249,7 +251,10 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     fleet
         .barred
         .extend(lost.filter(|_| unfillable).into_iter().flat_map(|r| case.placed(r).drives()));
-    if let Ok(group) = replaced(case, &fleet, lost, ZoneRule::WhereZoneIsFull, random) {
+    let found = replaced(case, &fleet, lost, ZoneRule::WhereZoneIsFull, random)
+        .or_else(|refusal| in_its_place(case, &mut fleet, lost, random).ok_or(refusal));
+    facts.no_place = found.as_ref().err().map(ToString::to_string);
+    if let Ok(group) = found {
         facts.learner_pause.reset();
         facts.fills_given_up += u32::from(unfillable);
         return Some(Decision { writes: vec![case.put_group(group)], placed: true });
@@ -262,6 +267,26 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     }
     facts.placement_pause.failed(case.now);
     None
+}
+
+/// What a replica claims that its server does not hold any more, or may not use, is free for the one in
+/// its place: where everything is promised, no other has room for it. The old one stays in the ledger,
+/// without a claim, until its server has heard that it is to go.
+fn in_its_place(
+    case: &Case<'_>,
+    fleet: &mut Fleet,
+    lost: Option<ReplicaId>,
+    random: &mut Random,
+) -> Option<Group> {
+    let lost = lost.filter(|r| case.standing(*r) == Standing::Missing)?;
+    let old = case.placed(lost);
+    let claim = Claim { size: old.size, rate: old.rate };
+    fleet.ledger.release(old.drives(), old.stripes(), claim);
+    let mut group = replaced(case, fleet, Some(lost), ZoneRule::WhereZoneIsFull, random).ok()?;
+    let old = group.replicas.get_mut(&lost).expect("it stays until it is removed");
+    old.size = Gib::new(0);
+    old.rate = Rate { iops: Iops::new(0), throughput: MibPerSec::new(0) };
+    Some(group)
 }
 
 /// A move that nobody asked for, only a full drive, and that cannot be carried out: the replica

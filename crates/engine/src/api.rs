@@ -225,6 +225,8 @@ pub enum Action {
     /// The engine is open; these are its replicas. Comes before any other completion.
     Opened {
         replicas: Vec<OpenReplica>,
+        /// It was blank.
+        formatted: bool,
     },
     Complete {
         token: OpToken,
@@ -345,6 +347,4 @@ pub struct Usage {
 pub enum OpenError {
     #[error("drive of {drive_bytes} bytes is too small: {wanted} are needed")]
     TooSmall { drive_bytes: u64, wanted: u64 },
-    #[error("drive was formatted with other geometry: {0}")]
-    Geometry(String),
 }

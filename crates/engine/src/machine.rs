@@ -96,8 +96,8 @@ impl Engine {
                     early.into_iter().for_each(|(token, _)| refuse(token, out));
                 }
             }
-            Progress::Open { drive, replicas } => {
-                out.push(Action::Opened { replicas });
+            Progress::Open { drive, replicas, formatted } => {
+                out.push(Action::Opened { replicas, formatted });
                 let mut drive = drive;
                 drive.go_on(false, out);
                 let phase = std::mem::replace(&mut self.phase, Phase::Open(drive));

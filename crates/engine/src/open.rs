@@ -17,13 +17,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use format::disk::{
-    BLOCK_LEN, DriveShape, DriveUuid, FormatVersion, JournalPlace, Layout, SUPERBLOCKS_BYTES,
-    Superblock, page::PageHeader,
+    BLOCK_LEN, DriveShape, DriveUuid, FormatVersion, JournalPlace, Layout, Superblock,
+    page::PageHeader,
 };
 use model::units::{BLOCK, BLOCK_BYTES, ByteCount};
 
 use crate::{
-    api::{Action, Device, Event, IoToken, OpenError, OpenReplica},
+    api::{Action, Device, Event, IoToken, OpenReplica},
     drive::{Drive, Ios, Parts},
     journal::{Found, Journal, Span, Tail, batch_start},
     replay::{Batch, Relied, Replay},
@@ -52,6 +52,8 @@ pub struct Opening {
     /// Exclusive or over the halves that counted when the superblock was written.
     fingerprint: u64,
     checkpoint_seen: u64,
+    /// It was blank.
+    is_formatted: bool,
     /// The other superblock has an older version.
     is_upgraded: bool,
     /// The generation of the journal's head, if it lies apart.
@@ -62,7 +64,7 @@ pub struct Opening {
 pub enum Progress {
     More,
     Failed(String),
-    Open { drive: Box<Drive>, replicas: Vec<OpenReplica> },
+    Open { drive: Box<Drive>, replicas: Vec<OpenReplica>, formatted: bool },
 }
 
 /// What is under way: always one drive action, but while pages are loaded.
@@ -124,11 +126,12 @@ impl Opening {
             replay: Replay::new(layout, memory_max),
             fingerprint: 0,
             checkpoint_seen: 0,
+            is_formatted: false,
             is_upgraded: false,
             journal_seen: 0,
             chain: Chain::default(),
         };
-        let length = u32::try_from(SUPERBLOCKS_BYTES).expect("two blocks");
+        let length = u32::try_from(layout.pages_offset + BLOCK).expect("a few blocks");
         opening.read(0, length, out);
         opening
     }
@@ -202,7 +205,16 @@ impl Opening {
         journal_heads: &[u8],
         out: &mut Vec<Action>,
     ) -> Progress {
-        if is_zero(bytes) {
+        let (superblocks, rest) = bytes.split_at(2 * BLOCK_LEN);
+        if is_zero(superblocks) {
+            if !blank::is_free(&self.layout, rest) {
+                return Progress::Failed(
+                    "the head of the drive is blank, and what follows is somebody else's: wipe its \
+                     first 128 KiB if nobody needs that any more"
+                        .into(),
+                );
+            }
+            self.is_formatted = true;
             if let Err(reason) = self.check_blank_journal(journal_heads) {
                 return Progress::Failed(reason);
             }
@@ -210,9 +222,13 @@ impl Opening {
             self.read_rows_area(0, 0, out);
             return Progress::More;
         }
-        let halves = bytes.chunks_exact(BLOCK_LEN).map(Superblock::decode);
+        let halves = superblocks.chunks_exact(BLOCK_LEN).map(Superblock::decode);
         let Some(found) = halves.filter_map(Result::ok).max_by_key(|s| s.sequence) else {
-            return Progress::Failed("the head of the drive holds something else".into());
+            return Progress::Failed(
+                "the head of the drive holds something else, or both superblocks are damaged: if \
+                 nobody needs what it holds, wipe its first 128 KiB to have it formatted"
+                    .into(),
+            );
         };
         if found.shape.journal != self.shape.journal {
             return Progress::Failed(match found.shape.journal {
@@ -224,8 +240,11 @@ impl Opening {
             });
         }
         if found.shape != self.shape {
-            let text = format!("found {:?}, configured {:?}", found.shape, self.shape);
-            return Progress::Failed(OpenError::Geometry(text).to_string());
+            return Progress::Failed(format!(
+                "it was formatted as {}, and is configured as {}: a drive keeps its shape, so \
+                 configure it as it was, or drain it and wipe its first 8 KiB to format it anew",
+                found.shape, self.shape
+            ));
         }
         if found.version != self.layout.version {
             match Layout::of(&self.shape, found.version) {
@@ -339,7 +358,8 @@ impl Opening {
         let ios = Ios::after(self.token, journal_device(&layout), layout.media);
         let checkpoint = superblock.checkpoint.max(self.checkpoint_seen);
         let parts = Parts { layout, superblock, checkpoint, table, overlay, space, journal, ios };
-        Progress::Open { drive: Box::new(Drive::new(parts)), replicas }
+        let formatted = self.is_formatted;
+        Progress::Open { drive: Box::new(Drive::new(parts)), replicas, formatted }
     }
 
     // Drive actions.

@@ -112,6 +112,21 @@ pub struct DriveShape {
     pub replicas_max: u32,
 }
 
+impl core::fmt::Display for DriveShape {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { media, drive_bytes, journal_bytes, journal, replicas_max } = self;
+        let place = match journal {
+            JournalPlace::Inside => "on it",
+            JournalPlace::Apart => "elsewhere",
+        };
+        write!(
+            f,
+            "{media} of {drive_bytes} bytes with a journal of {journal_bytes} bytes {place} and at \
+             most {replicas_max} replicas"
+        )
+    }
+}
+
 /// Where each area of a drive lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {

@@ -37,6 +37,11 @@ impl Primary {
         self.go_on(turn);
     }
 
+    /// The next failure would take it.
+    pub fn has_one_copy(&self) -> bool {
+        self.config.in_sync().count() < 2
+    }
+
     pub fn fills_under_way(&self) -> usize {
         self.fills.values().filter(|fill| fill.is_under_way()).count()
     }

@@ -41,6 +41,7 @@ impl Server {
         act: impl FnOnce(&mut Replica, &mut Turn<'_>),
     ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let has_one_copy = replica.primary().is_some_and(Primary::has_one_copy);
         let (mut requests, mut findings) = (Vec::new(), Vec::new());
         let mut turn = Turn {
             now,
@@ -53,7 +54,7 @@ impl Server {
             allocated: allocated(&self.drives, id, &replica.place),
             drive_full: replica.place.drives().iter().any(|d| self.drives[d].is_full()),
             busy: replica.busy,
-            fill_room: self.filling.room(),
+            fill_room: self.filling.room(has_one_copy),
             awaits_fill: false,
         };
         act(replica, &mut turn);
@@ -61,7 +62,7 @@ impl Server {
         replica.busy = turn.busy;
         self.filling.note(id, replica.primary().map_or(0, Primary::fills_under_way));
         if turn.awaits_fill {
-            self.filling.wait(id);
+            self.filling.wait(id, has_one_copy);
         }
         self.links_changed |= std::mem::replace(&mut replica.links_changed, false);
         let (place, deadline) = (replica.place.clone(), replica.deadline());
@@ -226,7 +227,10 @@ impl Server {
             match each {
                 FromDrive::Act(action) => out.push(action),
                 FromDrive::Completed(token, outcome) => self.completed.push_back((token, outcome)),
-                FromDrive::Opened(found) => {
+                FromDrive::Opened { found, formatted } => {
+                    let (drive, replicas) = (name.clone(), found.len());
+                    let stale = found.iter().filter(|each| each.stale).count();
+                    out.push(Action::DriveOpened { drive, formatted, replicas, stale });
                     for each in found {
                         self.found(now, name, each, out);
                     }

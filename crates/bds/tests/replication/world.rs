@@ -766,6 +766,7 @@ impl World {
                 }
             }
             Action::Note(incident) => self.incidents.push(incident),
+            Action::DriveOpened { .. } => {}
             Action::Ready => {
                 host.ready = true;
                 let after = Duration::from_millis(2);

@@ -1,5 +1,7 @@
 //! A volume's life, with and without deaths.
 
+use std::collections::BTreeSet;
+
 use model::{
     id::VolumeId,
     state::{AttachmentState, ModificationState, VolumeState},
@@ -252,6 +254,35 @@ fn a_mirror_whose_drive_was_swapped_is_dropped_and_replaced_at_once() {
     let after = world.config(volume);
     assert!(after.member(mirror.replica).is_none(), "the lost replica is a member still");
     assert_eq!(after.primary().replica, before.primary().replica);
+}
+
+/// All of what the drives offer is promised: the lost replica's own claim is what the new one takes.
+#[test]
+fn a_replica_whose_drive_was_swapped_comes_back_where_no_drive_has_room() {
+    let mut world = World::unstarted(2);
+    for server in &mut world.servers {
+        server.ssd.capacity = Gib::new(8).to_bytes();
+    }
+    world.run(4_000);
+    let volume = world.create(gp3("local-1a", 8));
+    world.until("whole", 20_000, |w| whole(w, volume));
+    // Every other drive is promised to somebody.
+    let zones: BTreeSet<String> = world.servers.iter().map(|s| s.zone.clone()).collect();
+    for zone in zones {
+        while let Ok(Done::Volume(made)) = world.ask(CommandKind::CreateVolume(gp3(&zone, 8))) {
+            let available = |w: &World| w.volume(made.volume).state == VolumeState::Available;
+            world.until("made", 5_000, available);
+        }
+    }
+    let mirror = world.config(volume).mirrors().next().expect("there is one").clone();
+    swap_drives(&mut world, mirror.server.as_str());
+    let dropped = |w: &World| w.config(volume).member(mirror.replica).is_none();
+    world.until("dropped", 20_000, dropped);
+    world.until("mirrored again", 20_000, |w| whole(w, volume));
+    assert!(servers_of(&world, volume).contains(&mirror.server.to_string()));
+    // The old one is forgotten as soon as its server says that it does not have it.
+    let group = |w: &World| w.state().groups[&w.volume(volume).group].clone();
+    world.until("settled", 20_000, |w| group(w).replicas.len() == 2);
 }
 
 #[test]

@@ -4,11 +4,21 @@
 //! journal that lies apart comes right before them.
 
 use bytes::Bytes;
-use format::disk::JournalPlace;
+use format::disk::{BLOCK_LEN, JournalPlace, Layout, page};
 use model::units::{BLOCK, BLOCK_BYTES};
 
 use super::{Opening, Step, is_zero, journal_device, step};
 use crate::api::{Action, Device};
+
+/// Whether a drive that begins with two blocks of zeros is nobody's, by what follows them up to the
+/// end of the first page: many file systems leave their beginning alone, and have what tells of them
+/// within 64 KiB and a little (btrfs, ZFS, ISO 9660). The gap before the pages is zeros on every drive
+/// of ours; the first page is one of ours if the superblocks were wiped.
+pub(super) fn is_free(layout: &Layout, behind: &[u8]) -> bool {
+    let gap = usize::try_from(layout.pages_offset).expect("near the beginning") - 2 * BLOCK_LEN;
+    let (gap, first) = behind.split_at(gap);
+    is_zero(gap) && (is_zero(first) || first.starts_with(&page::MAGIC.to_le_bytes()))
+}
 
 impl Opening {
     pub(super) fn read_rows_area(&mut self, half: u8, first: u32, out: &mut Vec<Action>) {

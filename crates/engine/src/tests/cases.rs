@@ -419,7 +419,7 @@ fn a_drive_with_other_geometry_or_other_content_is_refused_and_not_written() {
         let mut refused = Bench::start(wrong, image.clone());
         refused.run();
         let reason = refused.out_of_service.expect("refused");
-        assert!(reason.contains("other geometry"), "{reason}");
+        assert!(reason.contains("a drive keeps its shape"), "{reason}");
         assert_eq!(refused.opened, None);
     }
     let mut image = Image::default();

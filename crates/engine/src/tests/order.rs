@@ -310,3 +310,33 @@ fn a_slot_that_an_image_does_not_need_any_more_goes_to_who_waits_for_one() {
     assert_eq!(bench.outcome(waits), Some(Ok(Outcome::Done)));
     assert!(read(&mut bench, slots << 20, 64 << 10) == data);
 }
+
+/// btrfs, ZFS and others leave their first blocks alone.
+#[test]
+fn a_drive_that_begins_with_zeros_and_holds_something_else_is_not_formatted() {
+    let shape = geometry(Media::Ssd, 64 << 20);
+    for block in [2, 9, 15, 16] {
+        let mut image = Image::default();
+        image.put(block, &[7; 4096]);
+        let mut bench = Bench::start(shape, image.clone());
+        bench.run();
+        let reason = bench.out_of_service.as_ref().expect("it must be refused");
+        assert!(reason.contains("somebody else's"), "{reason}");
+        for block in 0..64 {
+            assert_eq!(bench.seen().0.read(block << 12, 4096), image.read(block << 12, 4096));
+        }
+    }
+    // Ours, whose superblocks somebody wiped, is: that is how a drive is given up.
+    let mut bench = Bench::open(shape, Image::default());
+    let size = ByteCount::new(64 << 20);
+    let request = Request::CreateReplica { replica: replica(), size, meta: "".into() };
+    assert_eq!(bench.ask(request), Ok(Outcome::Done));
+    write(&mut bench, 1, 0, content(1, 16));
+    bench.cycle();
+    let mut image = bench.seen().0;
+    image.put(0, &[0; 4096]);
+    image.put(1, &[0; 4096]);
+    let mut bench = Bench::open(shape, image);
+    let request = Request::Layers { replica: replica() };
+    assert_eq!(bench.ask(request), Err(OpError::UnknownReplica));
+}

@@ -205,7 +205,7 @@ impl Bench {
                 }
                 Action::FlushDrive { .. } => self.under_way.push_back(action),
                 Action::Complete { token, outcome } => self.completed.push((token, outcome)),
-                Action::Opened { replicas } => {
+                Action::Opened { replicas, .. } => {
                     assert!(self.opened.is_none() && self.completed.is_empty());
                     self.opened = Some(replicas);
                 }

@@ -23,7 +23,7 @@ pub const PAGE_BODY_LEN: usize = BLOCK_LEN - PAGE_HEADER_LEN;
 /// Longest metadata blob of a replica.
 pub const META_LEN_MAX: usize = 3072;
 
-const MAGIC: u32 = 0x3150_4c50; // "PLP1" on the drive.
+pub const MAGIC: u32 = 0x3150_4c50; // "PLP1" on the drive.
 const VERSION: u16 = 1;
 const DESCRIPTOR_HEAD_LEN: usize = 16;
 const UNIT_LEN: usize = 80;

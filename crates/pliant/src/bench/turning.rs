@@ -206,7 +206,7 @@ impl Turning {
                 Action::PrepareDrive { token, offset, length } => {
                     drive::Request::Prepare { token, offset, length }
                 }
-                Action::Opened { replicas } => {
+                Action::Opened { replicas, .. } => {
                     opened = Some(replicas);
                     continue;
                 }

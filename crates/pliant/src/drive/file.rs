@@ -11,6 +11,7 @@ use std::{
     path::Path,
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -25,12 +26,17 @@ use super::{
 
 /// What a thread copies into before an unaligned write.
 const BOUNCE_BYTES: usize = 1 << 20;
+/// How often, and after what pauses, a device is claimed that another claim is about to leave.
+const CLAIMS_MAX: u32 = 25;
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 /// Segments of one `pwritev`.
 const SEGMENTS_MAX: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct DriveFile {
     file: File,
+    /// Of a block device: while it is open, whoever asks for the device alone is refused.
+    _claim: Option<File>,
     /// Bypasses the page cache.
     direct: bool,
     stability: Stability,
@@ -50,12 +56,13 @@ impl DriveFile {
             .open(path)
             .map_err(io)?;
         lock(&file, options)?;
+        let claim = claim(&file, options)?;
         fit(&file, path, options.bytes)?;
         let direct = options.direct && switch_to_direct(&file);
         let stability = Stability::of(&file.metadata().map_err(io)?, direct, options.flush);
         // What an earlier process left in caches is on stable media before anything relies on it.
         file.sync_data().map_err(io)?;
-        Ok(Self { file, direct, stability })
+        Ok(Self { file, _claim: claim, direct, stability })
     }
 
     /// Whether a completed write needs an `fdatasync` to be durable.
@@ -246,6 +253,35 @@ pub fn is_blank(path: &Path) -> io::Result<bool> {
         file => file?.take(SUPERBLOCKS_BYTES).read_to_end(&mut head)?,
     };
     Ok(head.iter().all(|&byte| byte == 0))
+}
+
+/// A lock is the file's, and a block device may have several: nodes of other names, or of containers.
+/// So a device is claimed as well, which also keeps away who would mount it. Files need no claim.
+///
+/// The claim is no handle for transfers, so it ends with its process, at the latest a moment after the
+/// lock: that moment is waited for.
+fn claim(file: &File, options: &DriveOptions) -> Result<Option<File>, OpenError> {
+    let path = options.path.as_path();
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    if !file.metadata().map_err(io)?.file_type().is_block_device() {
+        return Ok(None);
+    }
+    for attempt in 1.. {
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
+        match opened {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < CLAIMS_MAX => {
+                pause();
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
+            opened => return opened.map(Some).map_err(io),
+        }
+    }
+    Err(OpenError::InUse { path: path.to_owned(), waited: options.lock_wait })
+}
+
+#[expect(clippy::disallowed_methods, reason = "the kernel does not tell when a claim ends")]
+fn pause() {
+    thread::sleep(CLAIM_PAUSE);
 }
 
 /// Keeps every other process away for as long as the file is open, this one's other openings too.

@@ -167,7 +167,8 @@ pub enum OpenError {
         source: io::Error,
     },
     #[error(
-        "drive {path} is in use by another process, and still was after {waited:?}; end that one"
+        "drive {path} is in use, and still was after {waited:?}: by another process, under another \
+         name in this configuration, or as a file system that is mounted"
     )]
     InUse { path: PathBuf, waited: Duration },
     #[error("drive {path} has {found} bytes where its configuration says {wanted}")]

@@ -410,6 +410,38 @@ fn a_drive_keeps_its_content_and_is_refused_to_a_second_user() {
     }
 }
 
+/// Two nodes of one device have locks of their own.
+#[test]
+fn a_block_device_is_refused_to_a_second_user_under_another_name() {
+    let folder = Folder::new();
+    fs::File::create(folder.drive()).and_then(|f| f.set_len(DRIVE_BYTES)).expect("a file");
+    let losetup = |arguments: &[&std::ffi::OsStr]| {
+        let output = std::process::Command::new("losetup").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).expect("a path");
+        output.status.success().then(|| PathBuf::from(text.trim()))
+    };
+    let (drive, node) = (folder.drive(), folder.0.join("node"));
+    let made = losetup(&["--find".as_ref(), "--show".as_ref(), drive.as_os_str()]);
+    let Some(device) = made else {
+        return eprintln!("skipped: no loop device can be made here");
+    };
+    let number = std::os::unix::fs::MetadataExt::rdev(&fs::metadata(&device).expect("made"));
+    let numbers = [libc::major(number), libc::minor(number)].map(|n| n.to_string());
+    let mut mknod = std::process::Command::new("mknod");
+    let known = mknod.arg(&node).arg("b").args(numbers).status().expect("coreutils");
+    assert!(known.success(), "whoever makes loop devices makes nodes");
+    for kind in kinds().into_iter().filter(|kind| *kind != Kind::Emulated) {
+        let mut rig = Rig::open(kind, &device).expect("a drive");
+        rig.write(1, 8192, vec![pattern(3, 4096)], true);
+        let refused = Rig::open(kind, &node).err();
+        assert!(matches!(refused, Some(OpenError::InUse { .. })), "{kind:?}: {refused:?}");
+        drop(rig);
+        let mut rig = Rig::open(kind, &node).expect("the first user is gone");
+        assert_eq!(rig.read(1, 8192, 4096), pattern(3, 4096), "{kind:?}");
+    }
+    losetup(&["--detach".as_ref(), device.as_os_str()]).expect("ours");
+}
+
 #[test]
 fn a_new_drive_is_sparse_and_an_old_one_must_have_its_size() {
     use std::os::unix::fs::MetadataExt;

@@ -87,9 +87,6 @@ impl Shell {
         let mut reactor = Reactor::new(clock, hello).context("cannot make the reactor")?;
         // Before any thread starts, so that no other thread takes the signals.
         reactor.watch_signals().context("cannot watch for signals")?;
-        let listener = TcpListener::bind(config.listen)
-            .with_context(|| format!("cannot listen on {}", config.listen))?;
-        let address = listener.local_addr().context("cannot ask for the address")?;
         let mut drives = BTreeMap::new();
         for drive in &config.drives {
             let poster = reactor.poster();
@@ -110,6 +107,10 @@ impl Shell {
             let journal = journal.map(watched).transpose().context("cannot watch a journal")?;
             drives.insert(drive.name.clone(), Drive { data, journal });
         }
+        // After the drives: who has them may have the address too, and is waited for there.
+        let listener = TcpListener::bind(config.listen)
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
+        let address = listener.local_addr().context("cannot ask for the address")?;
         let random = || clock::random().context("cannot read random bits");
         let boot = BootId::from_random(random()?);
         let seed = u64::try_from(random()? >> 64).expect("half of the bits remain");
@@ -193,6 +194,9 @@ impl Shell {
                     self.reactor.send_manager(&message);
                 }
                 Action::Note(incident) => self.incidents.log(self.reactor.now(), &incident),
+                Action::DriveOpened { drive, formatted, replicas, stale } => {
+                    incidents::log_opened(&drive, formatted, replicas, stale);
+                }
                 Action::Ready => self.open_doors()?,
             }
         }

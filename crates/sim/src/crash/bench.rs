@@ -154,7 +154,7 @@ impl Bench {
                     self.begin(device, token, Work::Prepare { ticket });
                 }
                 Action::Complete { token, outcome } => self.completed.push((token, outcome)),
-                Action::Opened { replicas } => {
+                Action::Opened { replicas, .. } => {
                     assert!(self.opened.is_none() && self.completed.is_empty(), "opened first");
                     self.opened = Some(replicas);
                 }

@@ -139,7 +139,7 @@ impl World {
                     self.disconnect(&this, &Process::Server(server))
                 }
                 bds_api::Action::SendManager { message } => self.send_manager(&this, message),
-                bds_api::Action::Note(_) => {}
+                bds_api::Action::Note(_) | bds_api::Action::DriveOpened { .. } => {}
                 bds_api::Action::Ready => {
                     self.servers.get_mut(id).expect("known").ready = true;
                     self.dial(&this, &Process::Manager);

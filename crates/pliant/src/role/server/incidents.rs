@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bds::api::{Finding, Incident};
-use model::time::Instant;
+use model::{id::DriveName, time::Instant};
 
 /// Lines in one [`WINDOW`]; the rest are counted, and the count is logged with the next line.
 const LINES_MAX: u32 = 20;
@@ -49,6 +49,18 @@ impl Incidents {
         let admitted = self.lines <= LINES_MAX;
         self.left_out += u64::from(!admitted);
         admitted
+    }
+}
+
+/// What opening a drive brought to light.
+pub(super) fn log_opened(drive: &DriveName, formatted: bool, replicas: usize, stale: usize) {
+    if formatted {
+        tracing::info!(%drive, "the drive was blank and is formatted");
+    }
+    if stale > 0 {
+        tracing::error!(%drive, replicas, stale,
+            "recovery found damage: some of its replicas may miss acknowledged changes, and are \
+             to be filled again from the others");
     }
 }
 
