@@ -79,6 +79,8 @@ pub struct Replica {
     pub busy: usize,
     /// The links it wants may be others than before.
     pub links_changed: bool,
+    /// It had a turn since a beat looked at it.
+    pub touched: bool,
     pub fate: Fate,
     pub damage: Ledger,
     /// The pass of the scrub that was asked for last and is complete.
@@ -100,6 +102,7 @@ impl Replica {
             place,
             busy: 0,
             links_changed: false,
+            touched: false,
             fate: Fate::Lives,
             damage: Ledger::default(),
             scrubbed: None,

@@ -65,6 +65,9 @@ impl Server {
             self.filling.wait(id, has_one_copy);
         }
         self.links_changed |= std::mem::replace(&mut replica.links_changed, false);
+        if !std::mem::replace(&mut replica.touched, true) {
+            self.beats.touch(id);
+        }
         let (place, deadline) = (replica.place.clone(), replica.deadline());
         let volume = replica.volume();
         for (offset, finding) in findings {

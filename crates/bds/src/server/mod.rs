@@ -176,9 +176,12 @@ impl Server {
         self.scrub_on(now, out);
         if self.manager_up && self.next_beat <= now {
             self.next_beat = now + self.params.timing.beat;
-            let primaries = self.replicas.values().filter_map(|r| Some((r, r.primary()?)));
-            let progress: Vec<_> = primaries.map(|(r, p)| p.progress(self.allocated(r))).collect();
-            let replicas = self.beats.next(progress.into_iter());
+            let (all, drives) = (&mut self.replicas, &self.drives);
+            let replicas = self.beats.next(|id| {
+                let replica = all.get_mut(&id)?;
+                replica.touched = false;
+                Some(replica.primary()?.progress(allocated(drives, id, &replica.place)))
+            });
             out.push(Action::SendManager { message: ToManager::Beat { replicas } });
             self.tell_news(now, out);
             self.tell_scrubs(out);
