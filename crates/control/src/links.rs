@@ -14,7 +14,7 @@ use format::{
     record::{Group, Instance, Record, Server, ServerDrive},
 };
 use model::{
-    id::{NodeId, ReplicaId, ServerId, Zone},
+    id::{GroupId, NodeId, ReplicaId, ServerId, Zone},
     time::{Instant, WallTime},
 };
 
@@ -366,10 +366,8 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
         }
         ToManager::MemberSilent { epoch, silent, .. } => {
             if record.config.member(silent).is_some() {
-                let fresh = Silence { epoch, first: now, last: now };
-                let known = facts.silent.entry(silent).or_insert(fresh);
-                let first = if known.epoch == epoch { known.first } else { now };
-                *known = Silence { epoch, first, last: now };
+                let before = facts.silent.get(&silent).copied();
+                facts.silent.insert(silent, Silence::again(before, epoch, now));
             }
         }
         ToManager::MemberDiffers { epoch, member, .. } => {
@@ -395,6 +393,13 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
         }
         _ => unreachable!("matched above"),
     }
+}
+
+/// Whether a volume of the group is attached to an instance of this node manager.
+fn uses(state: &State, node: &NodeId, group: GroupId) -> bool {
+    let Some(group) = state.groups.get(&group) else { return false };
+    let mut instances = state.attachments_of(group.config.volume).map(|a| a.instance);
+    instances.any(|i| state.instances.get(&i).is_some_and(|known| known.node == *node))
 }
 
 fn from_node(
@@ -431,10 +436,12 @@ fn from_node(
             }
             volume
         }
-        ToManager::PrimarySilent { group, epoch } => {
-            if context.state.groups.contains_key(&group) {
-                let seen = Some((epoch, context.now));
-                live.groups.entry(group).or_default().primary_silent = seen;
+        ToManager::PrimarySilent { group, epoch, out_of_reach } => {
+            if uses(context.state, node, group) {
+                let facts = live.groups.entry(group).or_default();
+                facts.primary_silent = Some((epoch, context.now));
+                let again = || Silence::again(facts.out_of_reach, epoch, context.now);
+                facts.out_of_reach = out_of_reach.then(again);
                 live.mark(group);
             }
             return Ok(());

@@ -150,6 +150,10 @@ pub struct GroupLive {
     /// Since when a running primary has not adopted the configuration of this epoch.
     pub unadopted: Option<(Epoch, Instant)>,
     pub primary_silent: Option<(Epoch, Instant)>,
+    /// Since when a node manager has no link to the primary, and says so again and again.
+    pub out_of_reach: Option<Silence>,
+    /// After a failover for that reason alone.
+    pub reach_pause: Pause,
     pub hand_over: Option<HandOver>,
     pub learner_pause: Pause,
     /// Replicas given up in a row because they could not be filled; none since one was admitted.
@@ -183,6 +187,27 @@ pub struct Silence {
     pub epoch: Epoch,
     pub first: Instant,
     pub last: Instant,
+}
+
+impl Silence {
+    /// A report older than this says nothing of the present; who cannot reach somebody says so
+    /// each second.
+    pub const FRESH: Duration = Duration::from_millis(2_500);
+
+    /// It was reported now, under this epoch, after what was reported before.
+    pub fn again(before: Option<Self>, epoch: Epoch, now: Instant) -> Self {
+        let lasting = before.filter(|b| b.epoch == epoch && b.is_fresh(now));
+        Self { epoch, first: lasting.map_or(now, |b| b.first), last: now }
+    }
+
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        now.since(self.last) < Self::FRESH
+    }
+
+    /// It lasts, under this epoch, for so long at least.
+    pub fn lasts(&self, epoch: Epoch, now: Instant, at_least: Duration) -> bool {
+        self.epoch == epoch && self.is_fresh(now) && now.since(self.first) >= at_least
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -281,14 +306,21 @@ impl Live {
             return server;
         }
         let Some(facts) = self.servers.get(&placed.drive.server) else { return Standing::Unknown };
-        let failed = |drive: DriveId| facts.failed_drives.contains_key(&drive.drive);
-        if placed.drives().any(failed) {
+        if self.lies_on_failed(placed) {
             Standing::DriveFailed
         } else if placed.created && !facts.replicas.contains_key(&placed.replica) {
             Standing::Missing
         } else {
             Standing::Up
         }
+    }
+
+    /// Whether one of its drives is out of service, by what its server said last.
+    pub fn lies_on_failed(&self, placed: &Placed) -> bool {
+        let facts = self.servers.get(&placed.drive.server);
+        let failed =
+            |drive: DriveId| facts.is_some_and(|f| f.failed_drives.contains_key(&drive.drive));
+        placed.drives().any(failed)
     }
 
     /// How long a server that is not up has been away, as far as this manager can know.

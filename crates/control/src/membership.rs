@@ -10,18 +10,18 @@
 use std::time::Duration;
 
 use format::record::Record;
-use model::{group::Role, id::ReplicaId};
+use model::{group::Role, id::ReplicaId, time::Instant};
 
 use crate::{
     case::{Case, Decision},
-    live::{GroupLive, Standing, Stint},
+    live::{GroupLive, Silence, Standing, Stint},
     scrub,
     state::Write,
 };
 
-/// A report of silence older than this says nothing of the present; primaries repeat it each
-/// second.
-const SILENCE_FRESH: Duration = Duration::from_millis(2_500);
+/// A node manager that reaches neither replica is not followed from one to the other and back: after
+/// the first failover for its sake the next one waits for this long, then twice as long.
+const REACH_PAUSE: Duration = Duration::from_secs(10);
 /// A server is silent, for a node manager's word against it, when it has missed beats for this
 /// long.
 const SUSPECT: Duration = Duration::from_millis(1_500);
@@ -48,6 +48,10 @@ fn note(case: &Case<'_>, facts: &mut GroupLive) {
         facts.stint = learner.map(|(learner, source)| Stint { learner, source, since });
     }
     facts.silent.retain(|replica, _| config.member(*replica).is_some());
+    if facts.out_of_reach.is_none_or(|s| !s.is_fresh(case.now)) && facts.reach_pause.over(case.now)
+    {
+        facts.reach_pause.reset();
+    }
     scrub::note(case, facts);
     facts.differing.retain(|replica, _| config.is_in_sync(*replica));
     if !case.primary_runs() || case.adopted(facts) {
@@ -65,15 +69,32 @@ fn is_stuck(case: &Case<'_>, facts: &GroupLive) -> bool {
 
 /// Somebody does not answer somebody, by a report that may still come to count.
 pub fn is_suspected(case: &Case<'_>, facts: &GroupLive) -> bool {
-    let fresh = |at| case.now.since(at) < SILENCE_FRESH;
-    facts.silent.values().any(|s| fresh(s.last))
-        || facts.primary_silent.is_some_and(|(_, at)| fresh(at))
+    facts.silent.values().any(|s| s.is_fresh(case.now))
+        || facts.primary_silent.is_some_and(|(_, at)| is_fresh(case, at))
+}
+
+fn is_fresh(case: &Case<'_>, at: Instant) -> bool {
+    case.now.since(at) < Silence::FRESH
 }
 
 /// Whether the primary must be replaced, or made primary afresh.
 pub fn primary_is_gone(case: &Case<'_>, facts: &GroupLive) -> bool {
     let primary = case.config().primary();
-    case.is_gone(primary.replica) || case.primary_restarted() || reported_silent(case, facts)
+    case.is_gone(primary.replica)
+        || case.primary_restarted()
+        || reported_silent(case, facts)
+        || out_of_reach(case, facts)
+}
+
+/// A node manager has had no link to the primary for so long that its guests should not wait any
+/// more, and there is a mirror that may be within its reach. The manager may hear from both all the
+/// while.
+fn out_of_reach(case: &Case<'_>, facts: &GroupLive) -> bool {
+    let patience = case.timing.member_patience;
+    let lasts = |s: Silence| {
+        s.lasts(case.config().epoch, case.now, patience) && facts.reach_pause.over(case.now)
+    };
+    facts.out_of_reach.is_some_and(lasts) && case.config().mirrors().any(|m| case.is_up(m.replica))
 }
 
 /// A node manager cannot reach the primary, and the manager has not heard from its server for a
@@ -81,7 +102,7 @@ pub fn primary_is_gone(case: &Case<'_>, facts: &GroupLive) -> bool {
 fn reported_silent(case: &Case<'_>, facts: &GroupLive) -> bool {
     let Some((epoch, at)) = facts.primary_silent else { return false };
     let quiet = case.live.away_for(&case.config().primary().server, case.now) >= SUSPECT;
-    epoch == case.config().epoch && case.now.since(at) < SILENCE_FRESH && quiet
+    epoch == case.config().epoch && is_fresh(case, at) && quiet
 }
 
 /// Who is to be asked for its promise, in order of promotion: the mirrors whose servers are up
@@ -104,6 +125,9 @@ fn failover(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     let promised = |r: &ReplicaId| case.live.promised(*r) >= case.next_epoch();
     let successor = candidates(case, facts).into_iter().find(promised)?;
     facts.hand_over = None;
+    if out_of_reach(case, facts) {
+        facts.reach_pause.failed_for(case.now, REACH_PAUSE);
+    }
     let mut decision = case.store(&[(successor, Role::Primary)], None);
     restamp(case, &mut decision, successor);
     Some(decision)
@@ -138,6 +162,8 @@ fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
     if !case.primary_runs() {
         return None;
     }
+    // Who of the two is cut off? A node manager that cannot reach the primary decides it.
+    let undecided = facts.out_of_reach.is_some_and(|s| s.is_fresh(case.now));
     let silent = |replica| {
         let standing = case.standing(replica);
         let differs = facts.differing.get(&replica) == Some(&case.config().epoch);
@@ -145,9 +171,13 @@ fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
             return true;
         }
         let Some(silence) = facts.silent.get(&replica) else { return false };
-        let fresh = case.now.since(silence.last) < SILENCE_FRESH;
-        let lasting = case.now.since(silence.first) >= case.timing.member_patience;
-        fresh && silence.epoch == case.config().epoch && (standing == Standing::Down || lasting)
+        let patience = case.timing.member_patience;
+        let enough = match standing {
+            Standing::Down => Duration::ZERO,
+            _ if undecided => 2 * patience,
+            _ => patience,
+        };
+        silence.lasts(case.config().epoch, case.now, enough)
     };
     let gone: Vec<_> = case.config().mirrors().map(|m| m.replica).filter(|r| silent(*r)).collect();
     if gone.is_empty() {

@@ -210,7 +210,8 @@ fn size_is_there(case: &Case<'_>) -> bool {
     case.config().size >= case.target().size.to_bytes()
 }
 
-/// Nothing is left to move, make or free (but on servers that are away).
+/// Nothing is left to move, make or free (but on servers that are away, and drives that are out of
+/// service).
 fn is_settled(case: &Case<'_>) -> bool {
     let config = case.config();
     // One that moves nothing does not wait for a mirror that happens to be away.
@@ -222,7 +223,7 @@ fn is_settled(case: &Case<'_>) -> bool {
         .replicas
         .keys()
         .filter(|r| replacing::is_surplus(case, **r))
-        .all(|r| case.standing(*r) == Standing::Down);
+        .all(|r| matches!(case.standing(*r), Standing::Down | Standing::DriveFailed));
     in_place && freed && config.rate == case.target().rate
 }
 

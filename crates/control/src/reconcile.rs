@@ -63,7 +63,7 @@ pub fn tell(case: &Case<'_>, facts: &GroupLive) -> Vec<Telling> {
     let mut tellings = Vec::new();
     match case.volume.state {
         VolumeState::Deleting | VolumeState::Deleted => {
-            return tell_removals(case.group, case.group.replicas.keys().copied());
+            return tell_removals(case.live, case.group, case.group.replicas.keys().copied());
         }
         VolumeState::Error => return tellings,
         VolumeState::Creating | VolumeState::Available | VolumeState::InUse => {}
@@ -79,13 +79,23 @@ fn to_server(server: &ServerId, key: MessageKey, message: FromManager) -> Tellin
     Telling { to: Peer::Server(server.clone()), key, message, repeat: Repeat::UntilAnswered }
 }
 
-/// Replicas of a group whose volume is deleted.
-pub fn tell_removals(group: &Group, replicas: impl Iterator<Item = ReplicaId>) -> Vec<Telling> {
+/// Replicas that are to go. What a drive that is out of service holds goes when it comes back, with a
+/// new link of its server; what lies on others beside it goes now.
+pub fn tell_removals(
+    live: &Live,
+    group: &Group,
+    replicas: impl Iterator<Item = ReplicaId>,
+) -> Vec<Telling> {
     replicas
-        .map(|replica| {
-            let drive = &group.replicas[&replica].drive;
-            let message = FromManager::RemoveReplica { replica, drive: drive.drive.clone() };
-            to_server(&drive.server, MessageKey::Remove(replica), message)
+        .map(|replica| &group.replicas[&replica])
+        .map(|placed| {
+            let (replica, drive) = (placed.replica, placed.drive.drive.clone());
+            let beside = placed.beside.clone();
+            let message = FromManager::RemoveReplica { replica, drive, beside };
+            let key = MessageKey::Remove(replica);
+            let telling = to_server(&placed.drive.server, key, message);
+            let waits = live.lies_on_failed(placed);
+            Telling { repeat: if waits { Repeat::OncePerLink } else { telling.repeat }, ..telling }
         })
         .collect()
 }
@@ -116,7 +126,7 @@ fn tell_replicas(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>
     }
     if case.adopted(facts) {
         let gone = case.group.replicas.keys().filter(surplus).copied();
-        tellings.extend(tell_removals(case.group, gone));
+        tellings.extend(tell_removals(case.live, case.group, gone));
     }
 }
 

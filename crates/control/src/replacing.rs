@@ -62,11 +62,22 @@ pub fn note_existence(case: &Case<'_>) -> Option<Decision> {
         .copied()
         .filter(|r| is_surplus(case, *r) && case.live.removed.contains(r))
         .collect();
-    if made.is_empty() && gone.is_empty() {
+    // Nobody else may have the bytes of a drive that is out of service; those of the drives beside it,
+    // and what is promised of its rate, are free.
+    let unclaimed: BTreeSet<_> = case
+        .group
+        .replicas
+        .values()
+        .filter(|p| is_surplus(case, p.replica) && p.size != Gib::new(0))
+        .filter(|p| case.live.lies_on_failed(p))
+        .map(|p| p.replica)
+        .collect();
+    if made.is_empty() && gone.is_empty() && unclaimed.is_empty() {
         return None;
     }
     let mut group = case.group.clone();
     group.replicas.retain(|r, _| !gone.contains(r));
+    group.replicas.values_mut().filter(|p| unclaimed.contains(&p.replica)).for_each(unclaim);
     for placed in group.replicas.values_mut().filter(|p| made.contains(&p.replica)) {
         placed.created = true;
     }
@@ -283,10 +294,14 @@ fn in_its_place(
     let claim = Claim { size: old.size, rate: old.rate };
     fleet.ledger.release(old.drives(), old.stripes(), claim);
     let mut group = replaced(case, fleet, Some(lost), ZoneRule::WhereZoneIsFull, random).ok()?;
-    let old = group.replicas.get_mut(&lost).expect("it stays until it is removed");
-    old.size = Gib::new(0);
-    old.rate = Rate { iops: Iops::new(0), throughput: MibPerSec::new(0) };
+    unclaim(group.replicas.get_mut(&lost).expect("it stays until it is removed"));
     Some(group)
+}
+
+/// It stays in the ledger only so that it is removed in the end.
+fn unclaim(placed: &mut Placed) {
+    placed.size = Gib::new(0);
+    placed.rate = Rate { iops: Iops::new(0), throughput: MibPerSec::new(0) };
 }
 
 /// A move that nobody asked for, only a full drive, and that cannot be carried out: the replica

@@ -6,5 +6,6 @@ mod commands;
 mod fullness;
 mod life;
 mod properties;
+mod reach;
 mod striped;
 mod world;

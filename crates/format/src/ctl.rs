@@ -140,6 +140,9 @@ pub enum ToManager {
     PrimarySilent {
         group: GroupId,
         epoch: Epoch,
+        /// There is no link to its server, nor does one come about.
+        #[serde(default)]
+        out_of_reach: bool,
     },
     /// A new size is visible to programs.
     SizeShown {
@@ -316,48 +319,34 @@ pub enum FromManager {
         beside: Vec<DriveName>,
         size: ByteCount,
     },
+    /// Free what it occupies, then answer `ReplicaRemoved`; not while one of its drives is out of
+    /// service, which may come back with what it holds.
     RemoveReplica {
         replica: ReplicaId,
         drive: DriveName,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        beside: Vec<DriveName>,
     },
     /// Refuse everything below `epoch` from now on, durably, then answer `Promised`.
-    Prepare {
-        replica: ReplicaId,
-        group: GroupId,
-        epoch: Epoch,
-    },
+    Prepare { replica: ReplicaId, group: GroupId, epoch: Epoch },
     /// To the primary of `config`: adopt it durably, tell the members, serve, answer `Adopted`.
-    Configure {
-        config: GroupConfig,
-    },
+    Configure { config: GroupConfig },
     /// To the primary of `epoch`: stop, drain, answer `HandedOver`.
-    HandOver {
-        group: GroupId,
-        epoch: Epoch,
-    },
+    HandOver { group: GroupId, epoch: Epoch },
 
     /// Read and verify a replica now, and tell how far it is with `Scrubbed`. `pass` tells one
     /// request from the next.
-    Scrub {
-        replica: ReplicaId,
-        pass: u64,
-    },
+    Scrub { replica: ReplicaId, pass: u64 },
 
     // To node managers.
     /// Also whenever the configuration changes while attached.
     Attach(Attach),
     /// Finish what is in flight, close the export, answer `Detached`. `force`: drop it instead.
-    Detach {
-        volume: VolumeId,
-        attach_generation: AttachGeneration,
-        force: bool,
-    },
+    Detach { volume: VolumeId, attach_generation: AttachGeneration, force: bool },
 
     // To both.
     /// The link will be closed: wrong cluster, or a name that is already linked.
-    Rejected {
-        reason: String,
-    },
+    Rejected { reason: String },
 }
 
 /// What a node manager needs to serve a volume.

@@ -94,6 +94,9 @@ fn mix(state: u64, word: u64) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataMessage {
     Hello(Hello),
+    /// Answered with `Pong` at once, whatever else waits at the server.
+    Ping,
+    Pong,
 
     // Node to primary.
     /// Begins a session; the primary drops what older sessions of the group still have in flight

@@ -9,7 +9,10 @@ use std::{
     net::SocketAddr,
 };
 
-use model::id::{ServerId, VolumeId};
+use model::{
+    id::{ServerId, VolumeId},
+    time::Instant,
+};
 
 use crate::api::Action;
 
@@ -24,6 +27,8 @@ struct Link {
     address: SocketAddr,
     /// The number since it last came up.
     up: Option<u64>,
+    /// When something last came over it.
+    heard: Instant,
     users: BTreeSet<VolumeId>,
 }
 
@@ -54,7 +59,10 @@ impl Links {
             }
             None => {
                 let users = BTreeSet::from([volume]);
-                self.links.insert(server.clone(), Link { address, up: None, users });
+                self.links.insert(
+                    server.clone(),
+                    Link { address, up: None, heard: Instant::ZERO, users },
+                );
                 out.push(connect);
                 false
             }
@@ -82,6 +90,17 @@ impl Links {
         if let Some(link) = self.links.get_mut(server) {
             link.up = None;
         }
+    }
+
+    pub fn note_heard(&mut self, server: &ServerId, now: Instant) {
+        if let Some(link) = self.links.get_mut(server) {
+            link.heard = now;
+        }
+    }
+
+    /// Whether the server is there: its link is up, and something has come over it since.
+    pub fn has_heard_since(&self, server: &ServerId, since: Instant) -> bool {
+        self.links.get(server).is_some_and(|link| link.up.is_some() && link.heard >= since)
     }
 
     /// The number of the link if it is up.

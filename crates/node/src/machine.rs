@@ -187,6 +187,7 @@ impl Node {
         message: DataMessage,
         out: &mut Vec<Action>,
     ) {
+        self.links.note_heard(server, now);
         // Whatever else a server might say is not for a node manager.
         let DataMessage::Reply { group, id, status, crcs, data, .. } = message else { return };
         let Some(&volume) = self.volumes.get(&group) else { return };

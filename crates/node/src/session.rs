@@ -62,6 +62,8 @@ pub struct Session {
     backoff: Duration,
     /// When the primary is reported silent, if it is to answer something.
     silent_at: Option<Instant>,
+    /// When its server was last asked whether it is there, since it fell silent.
+    probed: Option<Instant>,
     recheck_at: Option<Instant>,
 }
 
@@ -149,6 +151,7 @@ impl Session {
             delayed: BTreeSet::new(),
             backoff: cx.timing.retry_min,
             silent_at: None,
+            probed: None,
             recheck_at: None,
         };
         session.open(cx);
@@ -394,12 +397,22 @@ impl Session {
     /// As [`Self::listen`], after something was heard.
     fn listen_again(&mut self, cx: &Context<'_>) {
         self.silent_at = None;
+        self.probed = None;
         self.listen(cx);
     }
 
     fn report_silence(&mut self, cx: &mut Context<'_>) {
         self.silent_at = Some(cx.now + REPORT_AGAIN);
-        let message = ToManager::PrimarySilent { group: self.group, epoch: self.epoch };
+        let heard = |since| cx.links.has_heard_since(&self.primary, since);
+        let is_up = cx.links.up(&self.primary).is_some();
+        let out_of_reach = !is_up || self.probed.is_some_and(|at| !heard(at));
+        self.probed = is_up.then_some(cx.now);
+        if is_up {
+            let server = self.primary.clone();
+            cx.out.push(Action::Send { server, message: DataMessage::Ping });
+        }
+        let message =
+            ToManager::PrimarySilent { group: self.group, epoch: self.epoch, out_of_reach };
         cx.out.push(Action::SendManager { message });
         if matches!(self.path, Path::Opening { .. }) {
             self.open(cx);

@@ -3,8 +3,9 @@
 //! Each write has a content of its own. A read may return a write's content if that write began
 //! before the read ended, and no other write that began after it had been answered was itself
 //! answered before the read began. Also, once a read returned a content, a later read may not
-//! return one that was overwritten for certain before it. Unanswered writes may take effect or
-//! not.
+//! return one that was overwritten for certain before it: by a write, or by whatever put there the
+//! other content that a read has seen meanwhile. Unanswered writes may take effect or not; those of
+//! a guest that has lost the volume, only until its successor was answered.
 
 use std::collections::BTreeMap;
 
@@ -18,15 +19,21 @@ struct Written {
     answered: Option<Instant>,
     /// When a read first returned it: it has taken effect by then, answered or not.
     seen: Option<Instant>,
+    /// Its guest lost the volume: by then it has taken effect, or never will.
+    fenced: Option<Instant>,
+    /// When a read had returned another content that must have replaced this one.
+    replaced: Option<Instant>,
 }
 
 impl Written {
+    fn begun(content: u64, began: Instant) -> Self {
+        Self { content, began, answered: None, seen: None, fenced: None, replaced: None }
+    }
+
     /// By when it had taken effect for certain.
     fn effective(&self) -> Option<Instant> {
-        match (self.answered, self.seen) {
-            (Some(a), Some(s)) => Some(a.min(s)),
-            (a, s) => a.or(s),
-        }
+        let fenced = self.fenced.filter(|_| self.seen.is_some() || self.answered.is_some());
+        [self.answered, self.seen, fenced].into_iter().flatten().min()
     }
 }
 
@@ -45,10 +52,18 @@ pub struct Wrong {
 
 impl Registers {
     pub fn begin_write(&mut self, block: u64, content: u64, now: Instant) {
-        let initial =
-            Written { content: 0, began: Instant::ZERO, answered: Some(Instant::ZERO), seen: None };
+        let initial = Written { answered: Some(Instant::ZERO), ..Written::begun(0, Instant::ZERO) };
         let history = self.blocks.entry(block).or_insert_with(|| vec![initial]);
-        history.push(Written { content, began: now, answered: None, seen: None });
+        history.push(Written::begun(content, now));
+    }
+
+    /// The guest that wrote this and had no answer has lost the volume, and its successor was
+    /// answered at `now`.
+    pub fn fence(&mut self, block: u64, content: u64, now: Instant) {
+        let history = self.blocks.get_mut(&block).expect("begun");
+        if let Some(written) = history.iter_mut().find(|w| w.content == content) {
+            written.fenced = Some(written.fenced.map_or(now, |at| at.min(now)));
+        }
     }
 
     pub fn end_write(&mut self, block: u64, content: u64, now: Instant) {
@@ -80,14 +95,25 @@ impl Registers {
             let why = "never written".to_owned();
             return if found == 0 { Ok(()) } else { Err(Wrong { block, found, why }) };
         };
-        let Some(seen) = history.iter_mut().find(|w| w.content == found).map(|w| {
-            let before = *w;
-            w.seen = Some(w.seen.map_or(ended, |s| s.min(ended)));
-            before
-        }) else {
+        let Some(index) = history.iter().position(|w| w.content == found) else {
             let why = "no write had this content, or it was overwritten long ago".to_owned();
             return Err(Wrong { block, found, why });
         };
+        let seen = history[index];
+        if seen.replaced.is_some_and(|at| at < began) {
+            let why = "a read had returned what replaced it, before this one began".to_owned();
+            return Err(Wrong { block, found, why });
+        }
+        if seen.fenced.is_some_and(|at| seen.began >= at) {
+            let why = "its guest had lost the volume when it wrote this".to_owned();
+            return Err(Wrong { block, found, why });
+        }
+        history[index].seen = Some(seen.seen.map_or(ended, |s| s.min(ended)));
+        for other in history.iter_mut().filter(|w| w.content != found) {
+            if other.effective().is_some_and(|at| at < began) {
+                other.replaced = Some(other.replaced.map_or(ended, |at| at.min(ended)));
+            }
+        }
         let later = history.iter().find(|w| {
             seen.effective().is_some_and(|a| w.began > a)
                 && w.effective().is_some_and(|a| a < began)

@@ -16,8 +16,19 @@ fn main() -> ExitCode {
         keep_trace: arguments.iter().any(|a| a == "--trace"),
         length: Duration::from_secs(value("--length", 20)),
         striped: arguments.iter().any(|a| a == "--striped"),
+        all_faults: arguments.iter().any(|a| a == "--all-faults"),
+        move_every: arguments.iter().any(|a| a == "--all-faults").then_some(Duration::from_secs(5)),
         ..Options::default()
     };
+    if arguments.iter().any(|a| a == "--shapes") {
+        for shape in sim::scenario::shapes::SHAPES {
+            match sim::scenario::shapes::partition(from, shape, options.keep_trace) {
+                Ok(served) => println!("{}: {served:?}", shape.name),
+                Err(violation) => println!("FAILED {}", violation.what),
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
     let mut failures = 0;
     for seed in from..from + seeds {
         match scenario::run(seed, &options) {

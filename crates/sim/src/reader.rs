@@ -11,34 +11,39 @@ use model::{id::ReplicaId, time::Instant};
 
 use crate::drive::{Drive, zeros};
 
-pub struct Reader {
+pub struct Reader<'a> {
     engine: Engine,
     /// What the drive holds, and what recovery writes over it.
-    drive: Scratch,
+    drive: Scratch<'a>,
     /// Where the journal lies, if it lies apart.
-    journal: Option<Scratch>,
+    journal: Option<Scratch<'a>>,
     next: u64,
+    /// What lies on the drive.
+    pub replicas: Vec<ReplicaId>,
 }
 
 /// A device's content with later writes on top, so that the audit leaves the device as it is.
-struct Scratch {
-    below: Bytes,
+struct Scratch<'a> {
+    below: &'a Drive,
     above: BTreeMap<u64, Bytes>,
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
     pub fn open(
         geometry: Geometry,
-        drive: &Drive,
-        journal: Option<&Drive>,
+        drive: &'a Drive,
+        journal: Option<&'a Drive>,
     ) -> Result<Self, String> {
-        let drive = Scratch::of(drive, geometry.drive_bytes)?;
-        let journal = journal.map(|j| Scratch::of(j, geometry.journal_bytes)).transpose()?;
+        let (drive, journal) = (Scratch::of(drive), journal.map(Scratch::of));
         let mut actions = Vec::new();
         let engine =
             Engine::open(geometry, 1, Instant::ZERO, &mut actions).map_err(|e| e.to_string())?;
-        let mut reader = Self { engine, drive, journal, next: 1 };
-        reader.run(actions);
+        let mut reader = Self { engine, drive, journal, next: 1, replicas: Vec::new() };
+        for action in reader.run(actions) {
+            if let Action::Opened { replicas, .. } = action {
+                reader.replicas = replicas.into_iter().map(|open| open.replica).collect();
+            }
+        }
         Ok(reader)
     }
 
@@ -93,7 +98,7 @@ impl Reader {
         rest
     }
 
-    fn device(&mut self, device: Device) -> &mut Scratch {
+    fn device(&mut self, device: Device) -> &mut Scratch<'a> {
         match device {
             Device::Data => &mut self.drive,
             Device::Journal => self.journal.as_mut().expect("it lies apart"),
@@ -101,15 +106,13 @@ impl Reader {
     }
 }
 
-impl Scratch {
-    fn of(drive: &Drive, bytes: u64) -> Result<Self, String> {
-        let length = u32::try_from(bytes).map_err(|e| e.to_string())?;
-        Ok(Self { below: drive.read(0, length), above: BTreeMap::new() })
+impl<'a> Scratch<'a> {
+    fn of(below: &'a Drive) -> Self {
+        Self { below, above: BTreeMap::new() }
     }
 
     fn read(&self, offset: u64, length: u32) -> Bytes {
-        let start = usize::try_from(offset).expect("fits");
-        let mut out = self.below[start..start + length as usize].to_vec();
+        let mut out = self.below.read(offset, length).to_vec();
         for (index, block) in out.chunks_exact_mut(4096).enumerate() {
             if let Some(newer) = self.above.get(&(offset / 4096 + index as u64)) {
                 block.copy_from_slice(newer);

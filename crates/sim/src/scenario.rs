@@ -1,6 +1,10 @@
 //! One run: a volume in use, modified again and again, while processes die and links break.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use bds::api::{DriveParams, ServerParams};
 use bytes::Bytes;
@@ -16,12 +20,18 @@ use model::{
     units::{ByteCount, Iops, MibPerSec, Rate},
     volume::Media,
 };
-use node::api::{GuestReply, GuestRequest, GuestToken, NodeParams};
+use node::api::{GuestError, GuestReply, GuestRequest, GuestToken, NodeParams};
 use serde_json::{Value, json};
 
+mod audit;
+pub mod faults;
 mod guest;
+mod moving;
 mod params;
+pub mod shapes;
 
+use faults::{End, Fault};
+use moving::Moving;
 use params::{manager_params, node_params, server_params};
 
 use crate::{
@@ -46,8 +56,11 @@ pub struct Options {
     /// Mean time between faults; none means a quiet run.
     pub fault_every: Option<Duration>,
     pub modify_every: Option<Duration>,
-    /// Whether servers also lose what was not flushed.
-    pub power_cuts: bool,
+    /// Mean time between moves of the volume to another guest.
+    pub move_every: Option<Duration>,
+    /// Everything may go wrong, and clocks run at different rates: the seed says what. Otherwise
+    /// processes die, machines lose power, and links break.
+    pub all_faults: bool,
     /// Servers have several drives of a kind; replicas are striped, and modified to be striped
     /// otherwise. Guests write across the border of two stripe units.
     pub striped: bool,
@@ -60,7 +73,8 @@ impl Default for Options {
             length: Duration::from_secs(20),
             fault_every: Some(Duration::from_millis(900)),
             modify_every: Some(Duration::from_secs(4)),
-            power_cuts: true,
+            move_every: None,
+            all_faults: false,
             striped: false,
             keep_trace: false,
         }
@@ -74,6 +88,10 @@ pub struct Outcome {
     pub writes: u64,
     pub kills: u64,
     pub resets: u64,
+    pub cuts: u64,
+    pub pauses: u64,
+    pub drive_failures: u64,
+    pub moves: u64,
     pub modifications: u64,
     pub completed: u64,
     pub failed: u64,
@@ -91,6 +109,7 @@ pub struct Violation {
 }
 
 struct Pending {
+    node: NodeId,
     first: u64,
     count: u64,
     /// Content of each block, for a write.
@@ -99,11 +118,32 @@ struct Pending {
     write: bool,
 }
 
+impl Pending {
+    /// Each block, and what is written there.
+    fn writes(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        (self.first..).zip(self.contents.clone())
+    }
+}
+
 struct Run {
     world: World,
     options: Options,
+    faults: Vec<Fault>,
+    /// What is wrong for a while.
+    ends: BTreeSet<(Instant, End)>,
     registers: Registers,
     pending: BTreeMap<GuestToken, Pending>,
+    /// Of a guest that has lost the volume, or is about to.
+    zombies: BTreeMap<GuestToken, Pending>,
+    /// Blocks and contents of writes that will not be answered any more, since the last move.
+    unanswered: Vec<(u64, u64)>,
+    moving: Option<Moving>,
+    by_force: bool,
+    /// The present guest has not been answered yet.
+    fencing: bool,
+    /// The guest that has the volume, and the one that had it before.
+    at: usize,
+    former: NodeId,
     next_token: u64,
     next_content: u64,
     volume: VolumeId,
@@ -130,15 +170,35 @@ impl Run {
         let mut world =
             World::new(seed, manager_params(), server_params(seed, options.striped), node_params());
         world.trace = options.keep_trace.then(Vec::new);
+        let mut faults = Fault::PLAIN.to_vec();
+        if options.all_faults {
+            let mut random = Random::new(seed ^ 0x6661_756c_7473);
+            faults = Fault::some(&mut random);
+            if random.chance(40) {
+                for process in world.processes() {
+                    world.set_clock(&process, 900 + random.below(201));
+                }
+            }
+        }
+        world.begin();
         Self {
             world,
             options: options.clone(),
+            faults,
+            ends: BTreeSet::new(),
             registers: Registers::default(),
             pending: BTreeMap::new(),
+            zombies: BTreeMap::new(),
+            unanswered: Vec::new(),
+            moving: None,
+            by_force: false,
+            fencing: false,
+            at: 0,
+            former: node(0),
             next_token: 1,
             next_content: 1,
             volume: VolumeId::from_raw(0),
-            node: "node-a".parse().expect("a name"),
+            node: node(0),
             zone: 0,
             size_gib: 1,
             outcome: Outcome::default(),
@@ -178,15 +238,22 @@ impl Run {
         let mut next_guest = self.world.now;
         let mut next_fault = self.options.fault_every.map(|every| self.world.now + every);
         let mut next_modify = self.options.modify_every.map(|every| self.world.now + every / 2);
+        let mut next_move = self.options.move_every.map(|every| self.world.now + every);
+        let mut next_look = self.world.now;
         while self.world.now < end {
             let mut until = next_guest;
             until = next_fault.map_or(until, |f| until.min(f));
             until = next_modify.map_or(until, |m| until.min(m));
+            until = self.next_end().map_or(until, |e| until.min(e));
             while self.world.step(until) {
                 self.take_answers()?;
             }
+            self.end_due();
             if self.world.now >= next_guest {
                 self.guest_acts();
+                if self.options.move_every.is_some() && self.world.random.chance(10) {
+                    self.zombie_acts();
+                }
                 next_guest = self.world.now + self.world.random.micros(300, 6_000);
             }
             if next_fault.is_some_and(|f| self.world.now >= f) {
@@ -197,6 +264,14 @@ impl Run {
                 self.modify();
                 next_modify = self.options.modify_every.map(|every| self.soon(every));
             }
+            if next_move.is_some_and(|m| self.world.now >= m) {
+                self.begin_to_move();
+                next_move = self.options.move_every.map(|every| self.soon(every));
+            }
+            if self.moving.is_some() && self.world.now >= next_look {
+                self.go_on_moving();
+                next_look = self.world.now + Duration::from_millis(50);
+            }
         }
         Ok(())
     }
@@ -204,32 +279,6 @@ impl Run {
     fn soon(&mut self, every: Duration) -> Instant {
         let mean = u64::try_from(every.as_micros()).expect("seconds");
         self.world.now + self.world.random.micros(mean / 4, mean * 7 / 4)
-    }
-
-    fn strike(&mut self) {
-        if self.world.random.chance(25) {
-            self.outcome.resets += 1;
-            self.world.reset_a_link();
-            return;
-        }
-        let processes = self.world.processes();
-        let victim = self.world.random.pick(&processes).clone();
-        if !self.world.is_up(&victim) {
-            return;
-        }
-        let power = self.options.power_cuts && self.world.random.chance(40);
-        self.outcome.kills += 1;
-        self.world.kill(&victim, power);
-        if matches!(victim, Process::Node(ref n) if *n == self.node) {
-            // Its guests' requests died with it, unanswered; they count as pending for ever.
-            self.pending.clear();
-        }
-        let down = if self.world.random.chance(20) {
-            self.world.random.micros(1_000_000, 6_000_000)
-        } else {
-            self.world.random.micros(5_000, 400_000)
-        };
-        self.world.start_later(&victim, down);
     }
 
     fn modify(&mut self) {
@@ -257,92 +306,6 @@ impl Run {
         // The answer may be a refusal, or lost with the manager; both are fine.
         if self.world.call(request).is_some() {
             self.outcome.modifications += 1;
-        }
-    }
-
-    /// No more faults: everything must come to its end.
-    fn heal(&mut self) -> Result<(), String> {
-        for process in self.world.processes() {
-            self.world.start_later(&process, Duration::from_millis(1));
-        }
-        self.until("the guest has its device", 30, |run| {
-            let shown = run.world.exports.contains_key(&(run.node.clone(), run.volume));
-            Some(shown && run.world.processes().iter().all(|p| run.world.is_up(p)))
-        })?;
-        self.until("every request is answered", 60, |run| Some(run.pending.is_empty()))?;
-        self.until("the modification has ended", 90, |run| {
-            let shown = run.show()?;
-            let state = shown["modification"]["state"].as_str();
-            Some(state.is_none_or(|s| s == "completed" || s == "failed"))
-        })?;
-        self.until("the volume is whole", 90, |run| {
-            let shown = run.show()?;
-            let replicas = shown["replicas"].as_array()?.len();
-            Some(shown["degraded"] == false && replicas == 2)
-        })?;
-        for record in self.world.records() {
-            if let Record::Modification(m) = record {
-                match m.state.as_str() {
-                    "completed" => self.outcome.completed += 1,
-                    _ => self.outcome.failed += 1,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn read_everything(&mut self) -> Result<(), String> {
-        for first in self.probes() {
-            let token = GuestToken(self.next_token);
-            self.next_token += 1;
-            let began = self.world.now;
-            self.pending
-                .insert(token, Pending { first, count: 1, contents: vec![], began, write: false });
-            let request = GuestRequest::Read { offset: first * BLOCK, length: 4096 };
-            let node = self.node.clone();
-            self.world.guest(&node, self.volume, token, request);
-            self.until("a quiet read is answered", 10, |run| Some(run.pending.is_empty()))?;
-        }
-        Ok(())
-    }
-
-    /// Opens the drives of every in-sync replica again and compares all blocks.
-    fn compare_replicas(&mut self) -> Result<(), String> {
-        self.settle(Duration::from_secs(2))?;
-        let group = self.world.records().find_map(|r| match r {
-            Record::Group(group) if group.config.volume == self.volume => Some(group.clone()),
-            _ => None,
-        });
-        let group = group.ok_or("the volume has no group")?;
-        let mut contents: Vec<(ReplicaId, Vec<Bytes>)> = Vec::new();
-        for member in group.config.in_sync() {
-            self.world.kill(&Process::Server(member.server.clone()), true);
-            let mut parts = Vec::new();
-            for id in group.replicas[&member.replica].drives() {
-                let params = self.world.server_params(&member.server);
-                let drive = params.drives.iter().find(|d| d.drive == id.drive);
-                let geometry = drive.ok_or("no such drive")?.geometry;
-                let disk = |device| self.world.drive(&member.server, &id.drive, device);
-                let (data, journal) = (disk(Device::Data), disk(Device::Journal));
-                let data = data.ok_or("no such drive")?;
-                parts.push(crate::reader::Reader::open(geometry, data, journal)?);
-            }
-            let mut read = Vec::new();
-            for block in self.probes() {
-                let (unit, count) = (block / 256, parts.len() as u64);
-                let part = usize::try_from(unit % count).expect("a handful");
-                let at = unit / count * 256 + block % 256;
-                read.push(parts[part].read(member.replica, at * BLOCK)?);
-            }
-            contents.push((member.replica, read));
-        }
-        let [(first, one), (second, two)] = &contents[..] else {
-            return Err(format!("{} in-sync replicas at rest", contents.len()));
-        };
-        let differs = one.iter().zip(two).position(|(a, b)| a != b);
-        match differs {
-            Some(index) => Err(format!("replicas {first} and {second} differ at probe {index}")),
-            None => Ok(()),
         }
     }
 
@@ -419,6 +382,10 @@ impl Run {
             }
         }
     }
+}
+
+fn node(zone: usize) -> NodeId {
+    ["node-a", "node-b"][zone].parse().expect("a name")
 }
 
 fn instance(zone: usize) -> InstanceId {

@@ -29,7 +29,7 @@ mod links;
 mod machines;
 
 use crate::{
-    drive::Drive,
+    drive::{Drive, faults::Faults},
     network::{Life, Network, Process},
     random::Random,
 };
@@ -71,7 +71,7 @@ enum Happening {
         life: u64,
         drive: DriveName,
         token: IoToken,
-        data: Bytes,
+        result: Result<Bytes, DriveError>,
     },
     DriveWritten {
         server: ServerId,
@@ -102,6 +102,60 @@ enum Happening {
     Start {
         process: Process,
     },
+    /// Nothing has come through for so long that an end gives the link up, if that is still so.
+    GivenUp {
+        from: Process,
+        to: Process,
+        life: Life,
+    },
+    NearLearns {
+        from: Process,
+        to: Process,
+        life: Life,
+    },
+    FarLearns {
+        to: Process,
+        to_life: u64,
+        conn: bds_api::ConnId,
+    },
+}
+
+/// What a process that stands still will find.
+#[derive(Debug)]
+enum Fed {
+    Manager(control_api::Event),
+    Server(bds_api::Event),
+    Node(node_api::Event),
+}
+
+/// A process's own monotonic clock: it runs fast or slow, and starts anywhere.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    per_mille: u64,
+}
+
+impl Clock {
+    fn local(self, global: Instant) -> Instant {
+        Instant::from_nanos(global.as_nanos() / 1_000 * self.per_mille)
+    }
+
+    /// Not before the local clock shows this.
+    fn global(self, local: Instant) -> Instant {
+        Instant::from_nanos(local.as_nanos().div_ceil(self.per_mille).saturating_mul(1_000))
+    }
+}
+
+impl Happening {
+    /// From whom it comes to whom, if it is a message.
+    fn way(&self) -> Option<(Process, Process)> {
+        match self {
+            Self::Data { from, to, outward: true, .. } => Some((from.clone(), to.clone())),
+            Self::Data { from, to, outward: false, .. } => Some((to.clone(), from.clone())),
+            Self::ToManager { from, .. } => Some((from.clone(), Process::Manager)),
+            Self::FromManager { to, .. } => Some((Process::Manager, to.clone())),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -162,6 +216,13 @@ pub struct World {
     queue: BTreeMap<(Instant, u64), Happening>,
     next: u64,
     network: Network,
+    /// What waits in sockets behind a cut, by sender and receiver.
+    held: BTreeMap<(Process, Process), Vec<Happening>>,
+    paused: BTreeMap<Process, Vec<Fed>>,
+    clocks: BTreeMap<Process, Clock>,
+    /// How many times slower than usual a server's drives, and a process's links, are.
+    pub slow_drives: BTreeMap<ServerId, u64>,
+    pub slow_links: BTreeMap<Process, u64>,
     wakes: BTreeMap<Process, Instant>,
     manager: ManagerProcess,
     servers: BTreeMap<ServerId, ServerProcess>,
@@ -201,12 +262,17 @@ impl World {
                 NodeProcess { params, machine: None, life: 0, cached: Vec::new() },
             )
         };
-        let mut world = Self {
+        Self {
             now: Instant::from_nanos(1_000_000_000),
             random: Random::new(seed),
             queue: BTreeMap::new(),
             next: 0,
             network: Network::default(),
+            held: BTreeMap::new(),
+            paused: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            slow_drives: BTreeMap::new(),
+            slow_links: BTreeMap::new(),
             wakes: BTreeMap::new(),
             manager,
             servers: servers.into_iter().map(server).collect(),
@@ -216,17 +282,45 @@ impl World {
             answered: Vec::new(),
             exports: BTreeMap::new(),
             trace: None,
-        };
-        for process in world.processes() {
-            world.start(&process);
         }
-        world
+    }
+
+    /// Starts everybody.
+    pub fn begin(&mut self) {
+        for process in self.processes() {
+            self.start(&process);
+        }
     }
 
     pub fn processes(&self) -> Vec<Process> {
         let servers = self.servers.keys().cloned().map(Process::Server);
         let nodes = self.nodes.keys().cloned().map(Process::Node);
         std::iter::once(Process::Manager).chain(servers).chain(nodes).collect()
+    }
+
+    /// From now on, for a process that has not begun: its clock runs at so many thousandths.
+    pub fn set_clock(&mut self, process: &Process, per_mille: u64) {
+        assert!(!self.is_up(process), "a clock does not jump");
+        self.clocks.insert(process.clone(), Clock { per_mille });
+    }
+
+    fn clock(&self, process: &Process) -> Clock {
+        self.clocks.get(process).copied().unwrap_or(Clock { per_mille: 1_000 })
+    }
+
+    fn local(&self, process: &Process) -> Instant {
+        self.clock(process).local(self.now)
+    }
+
+    fn travel(&mut self, from: &Process, to: &Process, micros: (u64, u64)) -> Duration {
+        let factor = |p| self.slow_links.get(p).copied().unwrap_or(1);
+        let factor = factor(from).max(factor(to));
+        self.random.micros(micros.0 * factor, micros.1 * factor)
+    }
+
+    fn drive_time(&mut self, server: &ServerId, micros: (u64, u64)) -> Duration {
+        let factor = self.slow_drives.get(server).copied().unwrap_or(1);
+        self.random.micros(micros.0 * factor, micros.1 * factor)
     }
 
     pub fn wall(&self) -> WallTime {
@@ -293,6 +387,20 @@ impl World {
         self.servers[server].drives.get(&(drive.clone(), device))
     }
 
+    pub fn servers(&self) -> impl Iterator<Item = &ServerId> {
+        self.servers.keys()
+    }
+
+    /// What goes wrong with a drive and its journal from now on.
+    pub fn set_faults(&mut self, server: &ServerId, drive: &DriveName, faults: Option<&Faults>) {
+        for device in [Device::Data, Device::Journal] {
+            let key = (drive.clone(), device);
+            if let Some(disk) = self.servers.get_mut(server).expect("known").drives.get_mut(&key) {
+                disk.faults = faults.cloned();
+            }
+        }
+    }
+
     pub fn server_params(&self, server: &ServerId) -> &bds_api::ServerParams {
         &self.servers[server].params
     }
@@ -309,7 +417,19 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        if let Some(way) = happening.way()
+            && self.network.is_cut(&way.0, &way.1)
+        {
+            return self.held.entry(way).or_default().push(happening);
+        }
         match happening {
+            Happening::GivenUp { from, to, life } => self.given_up(&from, &to, life),
+            Happening::NearLearns { from, to, life } => self.near_learns(&from, &to, life),
+            Happening::FarLearns { to, to_life, conn } => {
+                if self.life(&to) == to_life {
+                    self.tell_far(&to, conn);
+                }
+            }
             Happening::Start { process } => self.start(&process),
             Happening::Wake { process, life } => self.wake(&process, life),
             Happening::Dialled { from, to, life } => self.dialled(&from, &to, life),
@@ -337,17 +457,16 @@ impl World {
                     }
                 }
             }
-            Happening::DriveRead { server, life, drive, token, data } => {
+            Happening::DriveRead { server, life, drive, token, result } => {
                 if self.servers[&server].life == life {
-                    let result = Ok(data);
                     self.feed_server(&server, bds_api::Event::DriveRead { drive, token, result });
                 }
             }
             Happening::DriveWritten { server, life, drive, device, token, ticket, durability } => {
                 let process = self.servers.get_mut(&server).expect("known");
                 if process.life == life {
-                    process.disk(&drive, device).finish_write(ticket, durability);
-                    let result = Ok(());
+                    let disk = process.disk(&drive, device);
+                    let result = disk.carry_out_write(ticket, durability).map_err(DriveError::Io);
                     self.feed_server(
                         &server,
                         bds_api::Event::DriveWritten { drive, token, result },

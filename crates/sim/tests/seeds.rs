@@ -61,6 +61,25 @@ fn faults_lose_nothing_2() {
 }
 
 #[test]
+fn everything_goes_wrong_and_nothing_is_lost() {
+    let options = Options {
+        length: Duration::from_secs(12),
+        all_faults: true,
+        move_every: Some(Duration::from_secs(4)),
+        ..Options::default()
+    };
+    let (mut cuts, mut pauses, mut drives, mut moves) = (0, 0, 0, 0);
+    for seed in 7_000..7_040 {
+        let outcome = check(seed, &options);
+        cuts += outcome.cuts;
+        pauses += outcome.pauses;
+        drives += outcome.drive_failures;
+        moves += outcome.moves;
+    }
+    assert!(cuts > 40 && pauses > 10 && drives > 10 && moves > 40, "the runs did too little");
+}
+
+#[test]
 fn faults_lose_nothing_of_striped_volumes() {
     let length = Duration::from_secs(12);
     let modify_every = Some(Duration::from_secs(2));

@@ -29,8 +29,8 @@ use super::Server;
 pub struct Incomplete {
     of: Stripes,
     parts: BTreeMap<u32, Kept>,
-    /// The manager wants what is here to go.
-    leaving: bool,
+    /// The manager wants what is here to go, of all that lies on these drives.
+    leaving: Option<Vec<DriveName>>,
 }
 
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Incomplete {
             let ReplicaRecord { promised, adopted, stale, .. } = &kept.record;
             *promised == Epoch::NONE && adopted.is_none() && !stale && !kept.stale
         };
-        !self.leaving && self.parts.values().all(new)
+        self.leaving.is_none() && self.parts.values().all(new)
     }
 
     /// Whether a replica on these drives would have these parts where they are.
@@ -121,7 +121,7 @@ impl Server {
 
     fn keep(&mut self, replica: ReplicaId, kept: Kept) {
         let Part { index, of, .. } = kept.part;
-        let fresh = || Incomplete { of, parts: BTreeMap::new(), leaving: false };
+        let fresh = || Incomplete { of, parts: BTreeMap::new(), leaving: None };
         let known = self.incomplete.entry(replica).or_insert_with(fresh);
         if known.of == of {
             known.parts.entry(index).or_insert(kept);
@@ -148,17 +148,32 @@ impl Server {
         for known in self.incomplete.values_mut() {
             known.parts.retain(|_, kept| kept.drive != *drive);
         }
-        self.incomplete.retain(|_, known| !known.parts.is_empty() || known.leaving);
+        self.incomplete.retain(|_, known| !known.parts.is_empty() || known.leaving.is_some());
     }
 
     /// The manager wants a replica to go that is not here, or not all of it.
-    pub(super) fn remove_parts(&mut self, now: Instant, id: ReplicaId, out: &mut Vec<Action>) {
+    pub(super) fn remove_parts(
+        &mut self,
+        now: Instant,
+        id: ReplicaId,
+        drives: Vec<DriveName>,
+        out: &mut Vec<Action>,
+    ) {
         let Some(known) = self.incomplete.get_mut(&id) else {
-            let message = ToManager::ReplicaRemoved { replica: id };
-            return out.push(Action::SendManager { message });
+            return self.tell_removed(id, &drives, out);
         };
-        if !std::mem::replace(&mut known.leaving, true) {
+        if known.leaving.replace(drives).is_none() {
             self.ask_each_part(now, id, Op::Withdraw, &Request::Withdraw { replica: id }, out);
+        }
+    }
+
+    /// Nothing of it is left, unless a drive that is out of service comes back with it: then the
+    /// manager asks again.
+    fn tell_removed(&self, id: ReplicaId, drives: &[DriveName], out: &mut Vec<Action>) {
+        let failed = |name| self.drives.get(name).is_some_and(|drive| drive.failed().is_some());
+        if !drives.iter().any(failed) {
+            let message = ToManager::ReplicaRemoved { replica: id };
+            out.push(Action::SendManager { message });
         }
     }
 
@@ -186,13 +201,14 @@ impl Server {
     ) {
         let busy = self.asked.values().any(|(replica, _)| *replica == id);
         let known = &self.incomplete[&id];
-        if busy || !(known.leaving || op == Op::Remove) {
+        if busy || !(known.leaving.is_some() || op == Op::Remove) {
             return;
         }
         if op == Op::Remove || known.parts.is_empty() {
-            self.incomplete.remove(&id);
-            let message = ToManager::ReplicaRemoved { replica: id };
-            return out.push(Action::SendManager { message });
+            let known = self.incomplete.remove(&id).expect("just looked at");
+            // If it was whole when this began, the manager asks again, and is answered then.
+            let drives = known.leaving.into_iter();
+            return drives.for_each(|drives| self.tell_removed(id, &drives, out));
         }
         self.ask_each_part(now, id, Op::Remove, &Request::RemoveReplica { replica: id }, out);
     }

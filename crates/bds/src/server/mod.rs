@@ -239,9 +239,10 @@ impl Server {
                 let drives = std::iter::once(drive).chain(beside).collect();
                 return self.create(now, replica, (group, volume), (drives, size), out);
             }
-            FromManager::RemoveReplica { replica, .. } => {
+            FromManager::RemoveReplica { replica, drive, beside } => {
                 if !self.replicas.contains_key(&replica) {
-                    return self.remove_parts(now, replica, out);
+                    let drives = std::iter::once(drive).chain(beside).collect();
+                    return self.remove_parts(now, replica, drives, out);
                 }
                 (replica, Input::Remove)
             }

@@ -48,6 +48,9 @@ impl Server {
                 }
                 return;
             }
+            DataMessage::Ping => {
+                return out.push(Action::Reply { conn, message: DataMessage::Pong });
+            }
             DataMessage::Replicate(r) => (r.group, r.replica),
             DataMessage::FillRegion(f) => (f.group, f.replica),
             DataMessage::QueryDigest(q) => (q.group, q.replica),

@@ -138,7 +138,7 @@ fn parts_whose_sibling_is_gone_stay_until_the_manager_says_so() {
     world.boot(&server);
     world.run_for(millis(200));
     let drive = drive_number(0);
-    world.command(&server, FromManager::RemoveReplica { replica, drive });
+    world.command(&server, FromManager::RemoveReplica { replica, drive, beside: Vec::new() });
     world.run_for(millis(200));
     assert!(world.manager.removed.contains(&replica));
     world.crash(&server);
@@ -188,7 +188,8 @@ fn a_removal_that_was_cut_off_is_finished_when_it_is_asked_for_again() {
         crate::scenario::replace(&mut world, 1, 3);
         world.run_until(SOON, "moved", |w| w.manager.is_whole());
         let (server, replica) = (server_name(1), replica_id(1));
-        let remove = FromManager::RemoveReplica { replica, drive: drive_number(0) };
+        let remove =
+            FromManager::RemoveReplica { replica, drive: drive_number(0), beside: Vec::new() };
         world.command(&server, remove.clone());
         let pause = world.rng.micros(100, 2_500);
         world.run_for(pause);
@@ -220,7 +221,8 @@ fn what_a_failed_drive_leaves_goes_although_a_scrub_was_reading_it() {
         world.hosts.get_mut(&server).expect("a host").broken.insert(drive_number(1));
         world.client.depth = 8;
         world.run_until(SOON, "the drive fails", |w| w.manager.drive_failed.contains(&server));
-        let remove = FromManager::RemoveReplica { replica, drive: drive_number(0) };
+        let remove =
+            FromManager::RemoveReplica { replica, drive: drive_number(0), beside: Vec::new() };
         world.command(&server, remove);
         world.run_for(Duration::from_secs(5));
         assert!(world.manager.removed.contains(&replica), "seed {seed}: it stays for ever");

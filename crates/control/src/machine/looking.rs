@@ -215,7 +215,7 @@ impl Manager {
         if let Some(decision) = creation::freed(group, &self.live.removed) {
             return decision;
         }
-        let tellings = reconcile::tell_removals(group, group.replicas.keys().copied());
+        let tellings = reconcile::tell_removals(&self.live, group, group.replicas.keys().copied());
         self.unsettled.insert(id);
         self.send(now, tellings, out);
         Decision::default()

@@ -788,7 +788,11 @@ impl World {
             if let Some(link) = self.nodes[at].link
                 && self.stall_ms >= 2_000
             {
-                let message = ToManager::PrimarySilent { group: told.group, epoch: told.epoch };
+                let message = ToManager::PrimarySilent {
+                    group: told.group,
+                    epoch: told.epoch,
+                    out_of_reach: false,
+                };
                 self.feed(Event::LinkReceived { link, message });
             }
             return;

@@ -28,6 +28,8 @@ mod kind {
     pub const ZERO: u8 = 5;
     pub const QUERY_ALLOCATED: u8 = 6;
     pub const REPLY: u8 = 7;
+    pub const PING: u8 = 8;
+    pub const PONG: u8 = 9;
     pub const ADOPT: u8 = 16;
     pub const REPLICATE_WRITE: u8 = 17;
     pub const REPLICATE_ZERO: u8 = 18;
@@ -72,6 +74,8 @@ impl DataMessage {
             Self::Hello(hello) => {
                 with_body(Header { kind: kind::HELLO, ..Header::default() }, &hello)
             }
+            Self::Ping => plain(Header { kind: kind::PING, ..Header::default() }),
+            Self::Pong => plain(Header { kind: kind::PONG, ..Header::default() }),
             Self::OpenSession { group, epoch, attach, id } => {
                 let header = request(kind::OPEN_SESSION, group, epoch, id);
                 plain(Header { offset: attach.get(), ..header })
@@ -249,6 +253,8 @@ impl DataMessage {
         let status = Status::from_wire(h.status).ok_or(DataError::Field("status"))?;
         Ok(match h.kind {
             kind::HELLO => Self::Hello(body(&frame)?),
+            kind::PING => Self::Ping,
+            kind::PONG => Self::Pong,
             kind::OPEN_SESSION => {
                 let attach = AttachGeneration::from_raw(h.offset);
                 Self::OpenSession { group, epoch, attach, id }

@@ -210,6 +210,29 @@ fn a_silent_primary_is_reported_each_second() {
 }
 
 #[test]
+fn a_silent_primary_is_asked_whether_it_is_there_and_the_manager_is_told() {
+    let mut bench = Bench::serving(16);
+    bench.write(0, &vec![1; BLOCK]);
+    let told = |actions: &[Action]| {
+        let out_of_reach = to_manager(actions).into_iter().find_map(|message| match message {
+            ToManager::PrimarySilent { out_of_reach, .. } => Some(out_of_reach),
+            _ => None,
+        });
+        let asked =
+            actions.contains(&Action::Send { server: server(1), message: DataMessage::Ping });
+        (out_of_reach, asked)
+    };
+    // Nobody knows yet, so it is asked; it says nothing; then it does.
+    assert_eq!(told(&bench.pass(Duration::from_secs(2))), (Some(false), true));
+    assert_eq!(told(&bench.pass(Duration::from_secs(1))), (Some(true), true));
+    let pong = DataMessage::Pong;
+    bench.event(Event::LinkReceived { server: server(1), message: pong });
+    assert_eq!(told(&bench.pass(Duration::from_secs(1))), (Some(false), true));
+    bench.event(Event::LinkDown { server: server(1) });
+    assert_eq!(told(&bench.pass(Duration::from_secs(1))), (Some(true), false));
+}
+
+#[test]
 fn a_damaged_read_is_asked_for_again() {
     let mut bench = Bench::serving(16);
     let (token, actions) = bench.read(0, BLOCK);

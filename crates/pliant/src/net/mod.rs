@@ -24,6 +24,7 @@ mod input;
 mod links;
 mod mailbox;
 mod output;
+pub mod patience;
 mod reactor;
 mod signal;
 mod socket;

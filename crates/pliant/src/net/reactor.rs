@@ -340,6 +340,9 @@ impl<P> Reactor<P> {
     pub(super) fn add_conn(&mut self, mut stream: Stream, kind: Kind) -> io::Result<u64> {
         let id = self.take_socket();
         stream.set_nodelay()?;
+        if !matches!(kind, Kind::Raw) {
+            stream.limit_silence()?;
+        }
         stream.register(self.poll.registry(), token(id))?;
         self.conns.insert(id, Conn::new(stream, kind));
         Ok(id)

@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
 };
 
+use super::patience;
 use bytes::{BufMut, BytesMut};
 use mio::{Interest, Registry, Token, event::Source};
 
@@ -35,6 +36,14 @@ impl Stream {
     pub(super) fn set_nodelay(&self) -> io::Result<()> {
         match self {
             Self::Tcp(tcp) => tcp.set_nodelay(true),
+            Self::Unix(_) => Ok(()),
+        }
+    }
+
+    /// The far end is one of our own processes.
+    pub(super) fn limit_silence(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => patience::limit(tcp),
             Self::Unix(_) => Ok(()),
         }
     }

@@ -4,10 +4,21 @@ use super::*;
 
 impl Run {
     pub(super) fn guest_acts(&mut self) {
-        let showing = self.world.exports.contains_key(&(self.node.clone(), self.volume));
-        if !showing || self.pending.len() >= 12 {
+        let node = self.node.clone();
+        let showing = self.world.exports.contains_key(&(node.clone(), self.volume));
+        if !showing || self.moving.is_some() || self.pending.len() >= 12 {
             return;
         }
+        let (token, request) = self.make_request(node.clone(), None);
+        self.world.guest(&node, self.volume, token, request);
+    }
+
+    /// A request of a guest, noted as pending.
+    pub(super) fn make_request(
+        &mut self,
+        node: NodeId,
+        write: Option<bool>,
+    ) -> (GuestToken, GuestRequest) {
         // A few hot blocks, some at a distance, and whole extents now and then.
         let hot = self.hot();
         let (first, count) = match self.world.random.below(10) {
@@ -18,7 +29,7 @@ impl Run {
         };
         let token = GuestToken(self.next_token);
         self.next_token += 1;
-        let write = self.world.random.chance(60);
+        let write = write.unwrap_or_else(|| self.world.random.chance(60));
         let began = self.world.now;
         let mut contents = Vec::new();
         let request = if write {
@@ -35,9 +46,8 @@ impl Run {
             let length = u32::try_from(count * BLOCK).expect("a few blocks");
             GuestRequest::Read { offset: first * BLOCK, length }
         };
-        self.pending.insert(token, Pending { first, count, contents, began, write });
-        let node = self.node.clone();
-        self.world.guest(&node, self.volume, token, request);
+        self.pending.insert(token, Pending { node, first, count, contents, began, write });
+        (token, request)
     }
 
     /// The first of the blocks that are written again and again.
@@ -53,10 +63,15 @@ impl Run {
 
     pub(super) fn take_answers(&mut self) -> Result<(), String> {
         for answered in std::mem::take(&mut self.world.answered) {
+            let now = self.world.now;
+            if let Some(pending) = self.zombies.remove(&answered.token) {
+                self.take_from_former(&pending, answered.reply)?;
+                continue;
+            }
             let Some(pending) = self.pending.remove(&answered.token) else {
                 return Err(format!("answered twice: {answered:?}"));
             };
-            let now = self.world.now;
+            self.fence();
             self.outcome.longest_wait = self.outcome.longest_wait.max(now - pending.began);
             match answered.reply {
                 GuestReply::Done if pending.write => {
@@ -74,6 +89,24 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// What the former guest is told, if anything, must be true as well.
+    fn take_from_former(&mut self, pending: &Pending, reply: GuestReply) -> Result<(), String> {
+        match reply {
+            GuestReply::Done if pending.write => {
+                for (block, content) in pending.writes() {
+                    self.registers.end_write(block, content, self.world.now);
+                }
+                Ok(())
+            }
+            GuestReply::Data(data) if !pending.write => self.check_read(pending, &data),
+            GuestReply::Failed(GuestError::Gone) => {
+                self.unanswered.extend(pending.writes());
+                Ok(())
+            }
+            other => Err(format!("the former guest saw {other:?}")),
+        }
     }
 
     pub(super) fn check_read(&mut self, pending: &Pending, data: &Bytes) -> Result<(), String> {

@@ -7,7 +7,7 @@ use control::machine as control_api;
 use model::{id::BootId, time::Instant};
 use node::api as node_api;
 
-use super::{Happening, World, apply};
+use super::{Fed, Happening, World, apply};
 use crate::network::Process;
 
 impl World {
@@ -49,8 +49,9 @@ impl World {
                 self.exports.retain(|(n, _), _| n != id);
             }
         }
-        for (from, to, up, conn) in self.network.break_all(process) {
-            self.tell_broken(&from, &to, up, conn);
+        self.paused.remove(process);
+        for broken in self.network.break_all(process) {
+            self.tell_broken(broken);
         }
     }
 
@@ -63,7 +64,7 @@ impl World {
             return;
         }
         self.trace(|| format!("START {process:?}"));
-        let (now, wall, seed) = (self.now, self.wall(), self.random.number());
+        let (now, wall, seed) = (self.local(process), self.wall(), self.random.number());
         match process {
             Process::Manager => {
                 let mut out = Vec::new();
@@ -98,16 +99,14 @@ impl World {
     }
 
     pub(super) fn wake(&mut self, process: &Process, life: u64) {
-        let current = match process {
-            Process::Manager => self.manager.life,
-            Process::Server(s) => self.servers[s].life,
-            Process::Node(n) => self.nodes[n].life,
-        };
-        if current != life || !self.is_up(process) {
+        if self.life(process) != life || !self.is_up(process) {
             return;
         }
         self.wakes.remove(process);
-        if self.deadline(process).is_some_and(|d| d <= self.now) {
+        if self.paused.contains_key(process) {
+            return;
+        }
+        if self.deadline(process).is_some_and(|d| d <= self.local(process)) {
             match process {
                 Process::Manager => self.feed_manager(control_api::Event::TimeReached),
                 Process::Server(s) => self.feed_server(&s.clone(), bds_api::Event::TimeReached),
@@ -116,6 +115,47 @@ impl World {
         } else {
             self.schedule_wake(process);
         }
+    }
+
+    /// How often it has been started.
+    pub(super) fn life(&self, process: &Process) -> u64 {
+        match process {
+            Process::Manager => self.manager.life,
+            Process::Server(s) => self.servers[s].life,
+            Process::Node(n) => self.nodes[n].life,
+        }
+    }
+
+    /// It stands still, as after SIGSTOP: its kernel goes on, and it finds everything later.
+    pub fn pause(&mut self, process: &Process) {
+        if self.is_up(process) {
+            self.trace(|| format!("PAUSE {process:?}"));
+            self.paused.entry(process.clone()).or_default();
+        }
+    }
+
+    pub fn resume(&mut self, process: &Process) {
+        let Some(missed) = self.paused.remove(process) else { return };
+        self.trace(|| format!("RESUME {process:?}"));
+        for fed in missed {
+            match (process, fed) {
+                (Process::Manager, Fed::Manager(event)) => self.feed_manager(event),
+                (Process::Server(s), Fed::Server(event)) => self.feed_server(s, event),
+                (Process::Node(n), Fed::Node(event)) => self.feed_node(n, event),
+                _ => unreachable!("fed to its own kind"),
+            }
+        }
+        if self.is_up(process) {
+            self.schedule_wake(process);
+        }
+    }
+
+    pub fn is_paused(&self, process: &Process) -> bool {
+        self.paused.contains_key(process)
+    }
+
+    pub fn paused(&self) -> Vec<Process> {
+        self.paused.keys().cloned().collect()
     }
 
     pub(super) fn deadline(&self, process: &Process) -> Option<Instant> {
@@ -128,16 +168,12 @@ impl World {
 
     pub(super) fn schedule_wake(&mut self, process: &Process) {
         let Some(deadline) = self.deadline(process) else { return };
-        let at = deadline.max(self.now + Duration::from_micros(1));
+        let at = self.clock(process).global(deadline).max(self.now + Duration::from_micros(1));
         if self.wakes.get(process).is_some_and(|&w| w <= at && w > self.now) {
             return;
         }
         self.wakes.insert(process.clone(), at);
-        let life = match process {
-            Process::Manager => self.manager.life,
-            Process::Server(s) => self.servers[s].life,
-            Process::Node(n) => self.nodes[n].life,
-        };
+        let life = self.life(process);
         self.schedule_at(at, Happening::Wake { process: process.clone(), life });
     }
 }

@@ -6,8 +6,14 @@ use control::machine as control_api;
 use format::{data::DataMessage, frame};
 use node::api as node_api;
 
+use std::time::Duration;
+
 use super::{Happening, World};
-use crate::network::{Life, Process};
+use crate::network::{Broken, Life, Process};
+
+/// Within how many microseconds an end gives up a link on which nothing gets through. The real
+/// sockets have a user timeout.
+const BEARS: (u64, u64) = (4_000_000, 8_000_000);
 
 impl World {
     /// Resets one random link that is up.
@@ -18,8 +24,64 @@ impl World {
         }
         let (from, to) = self.random.pick(&links).clone();
         self.trace(|| format!("RESET {from:?} -> {to:?}"));
-        let (from, to, up, conn) = self.network.break_link(&from, &to);
-        self.tell_broken(&from, &to, up, conn);
+        let broken = self.network.break_link(&from, &to);
+        self.tell_broken(broken);
+    }
+
+    /// Nothing gets through from the one to the other, for a while. Links between the two die if
+    /// it takes longer than their ends bear.
+    pub fn cut(&mut self, from: &Process, to: &Process) {
+        self.trace(|| format!("CUT {from:?} -> {to:?}"));
+        self.network.cut(from, to);
+        for (near, far) in [(from, to), (to, from)] {
+            let Some(life) = self.network.life(near, far) else { continue };
+            let delay = self.random.micros(BEARS.0, BEARS.1);
+            let (from, to) = (near.clone(), far.clone());
+            self.schedule(delay, Happening::GivenUp { from, to, life });
+        }
+    }
+
+    /// Everything gets through again, and what waited in sockets arrives.
+    pub fn heal_cuts(&mut self) {
+        self.trace(|| "HEAL".to_owned());
+        self.network.heal();
+        for (_, held) in std::mem::take(&mut self.held) {
+            for happening in held {
+                self.schedule(Duration::from_micros(1), happening);
+            }
+        }
+    }
+
+    /// One end gives the link up; the other learns of it later, and sends into nothing until then.
+    pub(super) fn given_up(&mut self, from: &Process, to: &Process, life: Life) {
+        if !self.network.is_severed(from, to) {
+            return;
+        }
+        let delay = self.random.micros(0, 3_000_000);
+        if self.random.chance(50) {
+            if let Some(conn) = self.network.abandon(from, to, life) {
+                self.trace(|| format!("GIVEN UP {from:?} -> {to:?}, at the far end"));
+                self.tell_far(to, conn);
+                let (from, to) = (from.clone(), to.clone());
+                self.schedule(delay, Happening::NearLearns { from, to, life });
+            }
+        } else if self.network.life(from, to) == Some(life) {
+            self.trace(|| format!("GIVEN UP {from:?} -> {to:?}, at the near end"));
+            let mut broken = self.network.break_link(from, to);
+            if std::mem::take(&mut broken.far) {
+                let (to, conn) = (to.clone(), broken.conn);
+                let to_life = self.life(&to);
+                self.schedule(delay, Happening::FarLearns { to, to_life, conn });
+            }
+            self.tell_broken(broken);
+        }
+    }
+
+    pub(super) fn near_learns(&mut self, from: &Process, to: &Process, life: Life) {
+        if self.network.life(from, to) == Some(life) {
+            let broken = self.network.break_link(from, to);
+            self.tell_broken(broken);
+        }
     }
 
     pub(super) fn dial(&mut self, from: &Process, to: &Process) {
@@ -32,6 +94,12 @@ impl World {
 
     pub(super) fn dialled(&mut self, from: &Process, to: &Process, life: Life) {
         if !self.network.link(from, to).is_some_and(|l| l.life == life) {
+            return;
+        }
+        if self.network.is_severed(from, to) {
+            let delay = self.random.micros(500_000, 1_500_000);
+            let (from, to) = (from.clone(), to.clone());
+            self.schedule(delay, Happening::Dialled { from, to, life });
             return;
         }
         let listening = match to {
@@ -71,31 +139,19 @@ impl World {
     }
 
     /// Tells both ends, and dials again for who still wants it.
-    pub(super) fn tell_broken(
-        &mut self,
-        from: &Process,
-        to: &Process,
-        up: bool,
-        conn: bds_api::ConnId,
-    ) {
-        if up && self.is_up(to) {
-            match to {
-                Process::Manager => {
-                    let link = control_api::LinkId(conn.0);
-                    self.feed_manager(control_api::Event::LinkClosed { link });
-                }
-                Process::Server(s) => self.feed_server(s, bds_api::Event::ConnClosed { conn }),
-                Process::Node(_) => unreachable!("nobody dials a node manager"),
-            }
+    pub(super) fn tell_broken(&mut self, broken: Broken) {
+        let Broken { from, to, near, far, conn } = broken;
+        if far {
+            self.tell_far(&to, conn);
         }
-        if !self.is_up(from) {
+        if !self.is_up(&from) {
             return;
         }
-        self.dial(from, to);
-        if !up {
+        self.dial(&from, &to);
+        if !near {
             return;
         }
-        match (from, to) {
+        match (&from, &to) {
             (Process::Server(s), Process::Manager) => {
                 self.feed_server(s, bds_api::Event::ManagerLinkDown);
             }
@@ -112,6 +168,17 @@ impl World {
         }
     }
 
+    pub(super) fn tell_far(&mut self, to: &Process, conn: bds_api::ConnId) {
+        match to {
+            Process::Manager => {
+                let link = control_api::LinkId(conn.0);
+                self.feed_manager(control_api::Event::LinkClosed { link });
+            }
+            Process::Server(s) => self.feed_server(s, bds_api::Event::ConnClosed { conn }),
+            Process::Node(_) => unreachable!("nobody dials a node manager"),
+        }
+    }
+
     pub(super) fn send_data(
         &mut self,
         from: &Process,
@@ -119,7 +186,7 @@ impl World {
         outward: bool,
         message: DataMessage,
     ) {
-        let delay = self.random.micros(30, 300);
+        let delay = self.travel(from, to, (30, 300));
         let Some((at, life)) = self.network.send(from, to, outward, self.now, delay) else {
             return;
         };

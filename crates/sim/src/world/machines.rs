@@ -2,17 +2,20 @@
 
 use bds::api as bds_api;
 use control::machine as control_api;
-use engine::api::{Device, Durability};
+use engine::api::{Device, DriveError, Durability};
 use format::ctl::ToManager;
 use model::id::{NodeId, ServerId};
 use node::api as node_api;
 
-use super::{Answered, Happening, World};
+use super::{Answered, Fed, Happening, World};
 use crate::{drive::zeros, network::Process};
 
 impl World {
     pub(super) fn feed_manager(&mut self, event: control_api::Event) {
-        let (now, wall) = (self.now, self.wall());
+        if let Some(missed) = self.paused.get_mut(&Process::Manager) {
+            return missed.push(Fed::Manager(event));
+        }
+        let (now, wall) = (self.local(&Process::Manager), self.wall());
         let Some(machine) = &mut self.manager.machine else { return };
         let mut out = Vec::new();
         machine.handle(now, wall, event, &mut out);
@@ -26,7 +29,7 @@ impl World {
                 control_api::Action::Send { link, message } => {
                     let conn = bds_api::ConnId(link.0);
                     let Some(to) = self.network.by_conn(&Process::Manager, conn) else { continue };
-                    let delay = self.random.micros(50, 500);
+                    let delay = self.travel(&Process::Manager, &to, (50, 500));
                     self.trace(|| format!("manager -> {to:?}: {message:?}"));
                     let sent = self.network.send(&to, &Process::Manager, false, self.now, delay);
                     let (at, life) = sent.expect("found by its connection");
@@ -37,7 +40,7 @@ impl World {
                     let conn = bds_api::ConnId(link.0);
                     if let Some(from) = self.network.by_conn(&Process::Manager, conn) {
                         let broken = self.network.break_link(&from, &Process::Manager);
-                        self.tell_broken(&broken.0, &broken.1, broken.2, broken.3);
+                        self.tell_broken(broken);
                     }
                 }
                 control_api::Action::Commit { commit, writes } => {
@@ -56,13 +59,17 @@ impl World {
     }
 
     pub(super) fn feed_server(&mut self, id: &ServerId, event: bds_api::Event) {
-        let now = self.now;
+        let this = Process::Server(id.clone());
+        if let Some(missed) = self.paused.get_mut(&this) {
+            return missed.push(Fed::Server(event));
+        }
+        let now = self.local(&this);
         let server = self.servers.get_mut(id).expect("known");
         let Some(machine) = &mut server.machine else { return };
         let mut out = Vec::new();
         machine.handle(now, event, &mut out);
         self.act_server(id, out);
-        self.schedule_wake(&Process::Server(id.clone()));
+        self.schedule_wake(&this);
     }
 
     pub(super) fn act_server(&mut self, id: &ServerId, actions: Vec<bds_api::Action>) {
@@ -73,9 +80,11 @@ impl World {
             match action {
                 bds_api::Action::ReadDrive { drive, device, token, offset, length } => {
                     let process = self.servers.get_mut(id).expect("known");
-                    let data = process.disk(&drive, device).read(offset, length);
-                    let delay = self.random.micros(20, 400);
-                    self.schedule(delay, Happening::DriveRead { server, life, drive, token, data });
+                    let disk = process.disk(&drive, device);
+                    let result = disk.carry_out_read(offset, length).map_err(DriveError::Io);
+                    let delay = self.drive_time(id, (20, 400));
+                    let read = Happening::DriveRead { server, life, drive, token, result };
+                    self.schedule(delay, read);
                 }
                 bds_api::Action::WriteDrive {
                     drive,
@@ -88,7 +97,7 @@ impl World {
                 } => {
                     let process = self.servers.get_mut(id).expect("known");
                     let ticket = process.disk(&drive, device).begin_write(offset, &data);
-                    let delay = self.random.micros(20, 600);
+                    let delay = self.drive_time(id, (20, 600));
                     let written = Happening::DriveWritten {
                         server,
                         life,
@@ -104,7 +113,7 @@ impl World {
                     let process = self.servers.get_mut(id).expect("known");
                     let disk = process.disk(&drive, Device::Data);
                     let ticket = disk.begin_write(offset, &zeros(length));
-                    let delay = self.random.micros(20, 5000);
+                    let delay = self.drive_time(id, (20, 5_000));
                     let written = Happening::DriveWritten {
                         server,
                         life,
@@ -119,7 +128,7 @@ impl World {
                 bds_api::Action::FlushDrive { drive, device, token } => {
                     let process = self.servers.get_mut(id).expect("known");
                     let ticket = process.disk(&drive, device).begin_flush();
-                    let delay = self.random.micros(50, 600);
+                    let delay = self.drive_time(id, (50, 600));
                     let flushed =
                         Happening::DriveFlushed { server, life, drive, device, token, ticket };
                     self.schedule(delay, flushed);
@@ -158,7 +167,7 @@ impl World {
     }
 
     pub(super) fn send_manager(&mut self, from: &Process, message: ToManager) {
-        let delay = self.random.micros(50, 500);
+        let delay = self.travel(from, &Process::Manager, (50, 500));
         let sent = self.network.send(from, &Process::Manager, true, self.now, delay);
         let Some((at, life)) = sent else { return };
         self.trace(|| format!("{from:?} -> manager: {message:?}"));
@@ -166,13 +175,17 @@ impl World {
     }
 
     pub(super) fn feed_node(&mut self, id: &NodeId, event: node_api::Event) {
-        let now = self.now;
+        let this = Process::Node(id.clone());
+        if let Some(missed) = self.paused.get_mut(&this) {
+            return missed.push(Fed::Node(event));
+        }
+        let now = self.local(&this);
         let node = self.nodes.get_mut(id).expect("known");
         let Some(machine) = &mut node.machine else { return };
         let mut out = Vec::new();
         machine.handle(now, event, &mut out);
         self.act_node(id, out);
-        self.schedule_wake(&Process::Node(id.clone()));
+        self.schedule_wake(&this);
     }
 
     pub(super) fn act_node(&mut self, id: &NodeId, actions: Vec<node_api::Action>) {

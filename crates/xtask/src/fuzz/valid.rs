@@ -310,7 +310,7 @@ pub fn to_manager(random: &mut Random) -> Vec<u8> {
             let nbd_uris = vec!["nbd+unix:///v?socket=/s".to_owned()];
             ToManager::Attached { volume, attach_generation, nbd_uris, device: None }
         }
-        3 => ToManager::PrimarySilent { group, epoch: config.epoch },
+        3 => ToManager::PrimarySilent { group, epoch: config.epoch, out_of_reach: true },
         4 => ToManager::SizeShown { volume, size: ByteCount::new(small(random)) },
         _ => ToManager::Detached { volume, attach_generation },
     };

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use super::Input;
+use crate::net::patience;
 
 /// Links open at once; more wait in the kernel's queue.
 const LINKS_MAX: usize = 8192;
@@ -135,7 +136,7 @@ pub(super) async fn accept(listener: TcpListener, inputs: mpsc::Sender<Input>) {
 
 async fn run(link: LinkId, stream: TcpStream, inputs: &mpsc::Sender<Input>) -> Fault {
     let (outbox, queued) = mpsc::channel(OUTBOX_MAX);
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = stream.set_nodelay(true).and_then(|()| patience::limit(&stream)) {
         return error.into();
     }
     if inputs.send(Input::Link(link, LinkInput::Opened(outbox))).await.is_err() {
