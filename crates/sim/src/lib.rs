@@ -5,6 +5,7 @@
 //! Does not: contain any logic of Pliant. `pliant` drives the same machines in the real world.
 //! Invariants: the same seed gives the same run; nothing here asks for the time or for randomness.
 
+pub mod arguments;
 pub mod crash;
 pub mod drive;
 pub mod random;

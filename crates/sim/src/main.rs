@@ -1,48 +1,216 @@
-//! `cargo run --release -p sim -- [--seeds N] [--from SEED] [--striped]
-//! [--trace]`: runs seeds until one fails.
+//! `cargo xtask sim`: as many seeds of the whole service as are wanted, on every core.
+//!
+//! Decides: which seeds run, and how what comes of them is told. What happens in a run and what
+//! must hold is `scenario`'s.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use sim::scenario::{self, Options};
+use sim::{
+    arguments::Arguments,
+    scenario::{
+        self, Options, Outcome, Violation,
+        shapes::{SHAPES, partition},
+    },
+};
+
+const HELP: &str = "\
+The real machines of a manager, six servers and two node managers on simulated drives and links, in
+virtual time: a volume is used, modified and moved while the seed decides what goes wrong. Then faults
+end, everything must come to its end, and what guests saw and replicas hold is checked.
+
+  cargo xtask sim [--seeds N] [--seed S] [--jobs J] [--plain] [--striped] [--length SECONDS]
+  cargo xtask sim --seed S --trace            one seed, and what happened in it
+  cargo xtask sim --shapes [--seed S]         one partition of each shape, and what it costs a guest
+
+  --seeds N      so many seeds (100)
+  --seed S       the first seed (1); the same seed gives the same run
+  --jobs J       threads (one per core)
+  --plain        only deaths of processes, power cuts and broken links
+  --striped      volumes striped over drives, modified to be striped otherwise
+  --length SEC   virtual time with faults, for each seed (20)
+  --keep-going   tell of every seed that fails, not only of the first
+
+Examples:
+  cargo xtask sim --seeds 2000
+  cargo xtask sim --seed 42 --trace
+
+Prints a line of JSON every five seconds; exits 1 if a run goes wrong.
+";
+
+struct Wanted {
+    seeds: u64,
+    seed: u64,
+    jobs: usize,
+    keep_going: bool,
+    shapes: bool,
+    run: Options,
+}
+
+/// Virtual time between moves of the volume to another guest.
+const MOVE_EVERY: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: u64| {
-        let at = arguments.iter().position(|a| a == name);
-        at.and_then(|i| arguments.get(i + 1)).and_then(|v| v.parse().ok()).unwrap_or(default)
-    };
-    let (seeds, from) = (value("--seeds", 100), value("--from", 1));
-    let options = Options {
-        keep_trace: arguments.iter().any(|a| a == "--trace"),
-        length: Duration::from_secs(value("--length", 20)),
-        striped: arguments.iter().any(|a| a == "--striped"),
-        all_faults: arguments.iter().any(|a| a == "--all-faults"),
-        move_every: arguments.iter().any(|a| a == "--all-faults").then_some(Duration::from_secs(5)),
-        ..Options::default()
-    };
-    if arguments.iter().any(|a| a == "--shapes") {
-        for shape in sim::scenario::shapes::SHAPES {
-            match sim::scenario::shapes::partition(from, shape, options.keep_trace) {
-                Ok(served) => println!("{}: {served:?}", shape.name),
-                Err(violation) => println!("FAILED {}", violation.what),
-            }
-        }
+    let mut arguments = Arguments::new(std::env::args().skip(1));
+    if arguments.flag("--help") {
+        print!("{HELP}");
         return ExitCode::SUCCESS;
     }
-    let mut failures = 0;
-    for seed in from..from + seeds {
-        match scenario::run(seed, &options) {
-            Ok(outcome) => println!("seed {seed}: {outcome:?}"),
+    match wanted(arguments) {
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+        Ok(wanted) => {
+            let well = match (wanted.shapes, wanted.run.keep_trace) {
+                (true, _) => shapes(&wanted),
+                (false, true) => one(&wanted),
+                (false, false) => many(&wanted),
+            };
+            if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn wanted(mut arguments: Arguments) -> Result<Wanted, String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let plain = arguments.flag("--plain");
+    let wanted = Wanted {
+        seeds: arguments.value("--seeds")?.unwrap_or(100),
+        seed: arguments.value("--seed")?.unwrap_or(1),
+        jobs: arguments.value("--jobs")?.unwrap_or(cores),
+        keep_going: arguments.flag("--keep-going"),
+        shapes: arguments.flag("--shapes"),
+        run: Options {
+            length: Duration::from_secs(arguments.value("--length")?.unwrap_or(20)),
+            striped: arguments.flag("--striped"),
+            all_faults: !plain,
+            move_every: (!plain).then_some(MOVE_EVERY),
+            keep_trace: arguments.flag("--trace"),
+            ..Options::default()
+        },
+    };
+    arguments.end()?;
+    Ok(wanted)
+}
+
+/// An assertion of a machine that does not hold is found as any other violation is.
+fn run(seed: u64, options: &Options) -> Result<Outcome, Box<Violation>> {
+    let run = AssertUnwindSafe(|| scenario::run(seed, options));
+    panic::catch_unwind(run).unwrap_or_else(|cause| {
+        let text = cause.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| cause.downcast_ref::<&str>().map(|&s| s.to_owned()));
+        let what = format!("panicked: {}", text.unwrap_or_default());
+        Err(Box::new(Violation { seed, what, trace: Vec::new() }))
+    })
+}
+
+fn shapes(wanted: &Wanted) -> bool {
+    let mut well = true;
+    for shape in SHAPES {
+        match partition(wanted.seed, shape, false) {
+            Ok(served) => println!(
+                "{{\"shape\":\"{}\",\"stall_ms\":{},\"answers\":{}}}",
+                shape.name,
+                served.stall.as_millis(),
+                served.answers
+            ),
             Err(violation) => {
-                failures += 1;
-                for line in &violation.trace {
-                    println!("{line}");
-                }
-                println!("seed {seed} FAILED: {}", violation.what);
-                println!("replay: cargo run --release -p sim -- --seeds 1 --from {seed} --trace");
+                well = false;
+                println!("seed {}: {}", violation.seed, violation.what);
             }
         }
     }
-    println!("{} seeds, {failures} failed", seeds);
-    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    well
+}
+
+fn one(wanted: &Wanted) -> bool {
+    match scenario::run(wanted.seed, &wanted.run) {
+        Ok(outcome) => {
+            println!("seed {}: {outcome:?}", wanted.seed);
+            true
+        }
+        Err(violation) => {
+            violation.trace.iter().for_each(|line| println!("{line}"));
+            println!("seed {}: {}", violation.seed, violation.what);
+            false
+        }
+    }
+}
+
+/// Returns whether no run went wrong.
+fn many(wanted: &Wanted) -> bool {
+    panic::set_hook(Box::new(|_| {}));
+    let (next, done) = (AtomicU64::new(wanted.seed), AtomicU64::new(0));
+    let (stop, failed) = (AtomicBool::new(false), AtomicU64::new(0));
+    let total: Mutex<Outcome> = Mutex::default();
+    let begun = Instant::now();
+    let end = wanted.seed + wanted.seeds;
+    let told = |word: &str| {
+        let total = total.lock().expect("nobody panics with it").clone();
+        progress(wanted, (done.load(Ordering::Relaxed), begun), &total, word);
+    };
+    std::thread::scope(|scope| {
+        let work = || {
+            while !stop.load(Ordering::Relaxed) {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= end {
+                    return;
+                }
+                match run(seed, &wanted.run) {
+                    Ok(outcome) => total.lock().expect("nobody panics with it").add(&outcome),
+                    Err(violation) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        tell(&violation, wanted);
+                        stop.fetch_or(!wanted.keep_going, Ordering::Relaxed);
+                    }
+                }
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let workers: Vec<_> = (0..wanted.jobs).map(|_| scope.spawn(work)).collect();
+        let mut last = begun;
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            std::thread::park_timeout(Duration::from_millis(50));
+            if last.elapsed() > Duration::from_secs(5) {
+                last = Instant::now();
+                told("running");
+            }
+        }
+    });
+    let failed = failed.into_inner();
+    told(if failed == 0 { "passed" } else { "failed" });
+    println!("{} seeds from {}, {failed} failed", done.load(Ordering::Relaxed), wanted.seed);
+    failed == 0
+}
+
+fn progress(wanted: &Wanted, (done, begun): (u64, Instant), total: &Outcome, state: &str) {
+    let seconds = begun.elapsed().as_secs_f64().max(0.001);
+    let rate = done as f64 / seconds;
+    let left = wanted.seeds.saturating_sub(done) as f64 / rate.max(0.001);
+    let virtual_rate = total.lasted.as_secs_f64() / seconds;
+    let Outcome { reads, writes, kills, resets, cuts, pauses, drive_failures, .. } = total;
+    println!(
+        "{{\"task\":\"sim\",\"state\":\"{state}\",\"seeds\":{done},\"of\":{},\"seconds\":{seconds:.1},\
+         \"eta_seconds\":{left:.0},\"simulated_seconds_per_second\":{virtual_rate:.0},\
+         \"reads\":{reads},\"writes\":{writes},\"kills\":{kills},\"resets\":{resets},\"cuts\":{cuts},\
+         \"pauses\":{pauses},\"drive_failures\":{drive_failures},\"moves\":{},\"modifications\":{}}}",
+        wanted.seeds, total.moves, total.completed
+    );
+}
+
+fn tell(violation: &Violation, wanted: &Wanted) {
+    println!("seed {}: {}", violation.seed, violation.what);
+    let plain = if wanted.run.all_faults { "" } else { " --plain" };
+    let striped = if wanted.run.striped { " --striped" } else { "" };
+    let length = wanted.run.length.as_secs();
+    let seed = violation.seed;
+    println!("replay: cargo xtask sim --seed {seed}{plain}{striped} --length {length} --trace");
 }

@@ -98,6 +98,27 @@ pub struct Outcome {
     /// Digest of everything that guests saw, in order.
     pub digest: u64,
     pub longest_wait: Duration,
+    /// Virtual time.
+    pub lasted: Duration,
+}
+
+impl Outcome {
+    /// Counts what another run saw as well.
+    pub fn add(&mut self, other: &Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+        self.kills += other.kills;
+        self.resets += other.resets;
+        self.cuts += other.cuts;
+        self.pauses += other.pauses;
+        self.drive_failures += other.drive_failures;
+        self.moves += other.moves;
+        self.modifications += other.modifications;
+        self.completed += other.completed;
+        self.failed += other.failed;
+        self.longest_wait = self.longest_wait.max(other.longest_wait);
+        self.lasted += other.lasted;
+    }
 }
 
 /// Something that must never happen, happened.
@@ -210,7 +231,9 @@ impl Run {
         self.with_faults()?;
         self.heal()?;
         self.read_everything()?;
-        self.compare_replicas()
+        self.compare_replicas()?;
+        self.outcome.lasted = self.world.now.since(Instant::ZERO);
+        Ok(())
     }
 
     fn make_volume(&mut self) -> Result<(), String> {

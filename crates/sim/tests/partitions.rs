@@ -1,6 +1,6 @@
 //! Every shape of partition between the four that a volume needs: what can be served is served,
 //! nothing is lost, and all is whole again when it has passed.
-//! `cargo run --release -p sim -- --shapes` tells what each costs.
+//! `cargo xtask sim --shapes` tells what each costs.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Seeds that every change must pass. `cargo run --release -p sim -- --seeds N` runs more.
+//! Seeds that every change must pass. `cargo xtask sim --seeds N` runs more.
 
 use std::time::Duration;
 
@@ -8,8 +8,10 @@ fn check(seed: u64, options: &Options) -> Outcome {
     match run(seed, options) {
         Ok(outcome) => outcome,
         Err(violation) => panic!(
-            "seed {seed}: {}\nreplay: cargo run --release -p sim -- --seeds 1 --from {seed} --trace",
-            violation.what
+            "seed {seed}: {}\nreplay: cargo xtask sim --seed {seed} {}--length {} --trace",
+            violation.what,
+            if options.all_faults { "" } else { "--plain " },
+            options.length.as_secs()
         ),
     }
 }

@@ -14,9 +14,10 @@ use std::{
 };
 
 use engine::sabotage::{self, Sabotage};
-use sim::crash::{self, Failure, damage::Counts};
-
-use crate::arguments::Arguments;
+use sim::{
+    arguments::Arguments,
+    crash::{self, Failure, damage::Counts},
+};
 
 const HELP: &str = "\
 Crash states of the storage engine: histories from seeds, cut short at many moments, opened again

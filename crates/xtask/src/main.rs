@@ -1,24 +1,27 @@
 //! Tasks of the workspace: `cargo xtask <task>`.
 
-mod arguments;
 mod crash;
 mod fuzz;
 mod tidy;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-use arguments::Arguments;
+use sim::arguments::Arguments;
 
 const USAGE: &str = "\
 usage: cargo xtask <task> [--help]
   tidy     house rules that the compiler cannot check
   crash    crash states of the storage engine, compared with a model
   fuzz     decoders on inputs that are nearly valid
+  sim      the whole service in virtual time, from seeds, with everything that goes wrong
 ";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let task = arguments.next();
+    if task.as_deref() == Some("sim") {
+        return simulate(arguments);
+    }
     let arguments = Arguments::new(arguments);
     let result = match task.as_deref() {
         Some("tidy") => arguments.end().map(|()| tidy::run()),
@@ -30,4 +33,19 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         ExitCode::from(2)
     })
+}
+
+/// The simulator has a program of its own, so that the other tasks need not compile every machine.
+fn simulate(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["run", "--quiet", "--profile", "proof", "-p", "sim", "--"]).args(arguments);
+    match command.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cannot run the simulator: {error}");
+            ExitCode::from(2)
+        }
+    }
 }

@@ -23,9 +23,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sim::random::Random;
+use sim::{arguments::Arguments, random::Random};
 
-use crate::arguments::Arguments;
 use targets::{TARGETS, Target};
 
 const HELP: &str = "\

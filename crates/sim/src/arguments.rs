@@ -1,7 +1,8 @@
-//! Options of a task: `--name value` and `--name`. What is not known is refused.
+//! Options of a command line: `--name value` and `--name`. What is not known is refused.
 
 use std::str::FromStr;
 
+#[derive(Debug)]
 pub struct Arguments(Vec<String>);
 
 impl Arguments {
