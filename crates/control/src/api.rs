@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use format::record::{AccessKey, Account, Attachment, Modification, Placed, Volume};
 use model::{
     id::{AccountId, InstanceId, NodeId, ServerId, VolumeId, Zone},
+    state::Duty,
     time::WallTime,
     units::{Gib, Iops, MibPerSec},
 };
@@ -65,6 +66,11 @@ pub enum CommandKind {
     /// Root only. Makes an account with one access key.
     CreateAccount {
         name: String,
+    },
+    /// Root only. What operators want of a server.
+    SetDuty {
+        server: String,
+        duty: Duty,
     },
 }
 
@@ -141,6 +147,7 @@ pub enum Done {
     Attachment(Box<Attachment>),
     Account { account: Account, key: AccessKey },
     Scrub(VolumeScrub),
+    Server(ServerId),
     Nothing,
 }
 

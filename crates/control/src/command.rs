@@ -14,7 +14,7 @@ use model::{
 use crate::{
     account,
     api::{ApiError, Caller, Command, CommandKind, Done},
-    attachment, creation,
+    attachment, creation, duty,
     live::Live,
     machine::ManagerParams,
     modification,
@@ -52,6 +52,7 @@ pub fn execute(desk: &mut Desk<'_>, caller: &Caller, command: Command) -> Outcom
             tags::delete(desk, caller, &resources, tags.as_ref())
         }
         CommandKind::CreateAccount { name } => account::create(desk, caller, name),
+        CommandKind::SetDuty { server, duty } => duty::set(desk, caller, &server, duty),
     };
     if command.dry_run && outcome.is_ok() {
         return Err(ApiError::new(

@@ -200,7 +200,7 @@ pub fn relieve<'a>(
 }
 
 /// Into another zone only as long as a replica stays in the volume's own.
-fn zone_rule(case: &Case<'_>, leaving: ReplicaId) -> ZoneRule {
+pub fn zone_rule(case: &Case<'_>, leaving: ReplicaId) -> ZoneRule {
     let in_zone =
         |server| case.state.servers.get(server).is_some_and(|s| s.zone == case.volume.zone);
     let mut others = case.group.desired.iter().filter(|p| p.replica != leaving);

@@ -11,6 +11,7 @@ pub mod attachment;
 pub mod case;
 pub mod command;
 pub mod creation;
+mod duty;
 mod ec2;
 pub mod fullness;
 mod health;

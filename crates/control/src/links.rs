@@ -15,6 +15,7 @@ use format::{
 };
 use model::{
     id::{GroupId, NodeId, ReplicaId, ServerId, Zone},
+    state::Duty,
     time::{Instant, WallTime},
 };
 
@@ -470,8 +471,10 @@ pub fn registrations(live: &mut Live, state: &State, wall: WallTime) -> Vec<Writ
     let mut writes = Vec::new();
     for server in std::mem::take(&mut live.unrecorded_servers) {
         let Some(facts) = live.servers.get(&server) else { continue };
-        let record = server_record(&facts.registration);
-        if state.servers.get(&server) != Some(&record) {
+        let known = state.servers.get(&server);
+        let duty = known.map(|s| s.duty).unwrap_or_default();
+        let record = server_record(&facts.registration, duty);
+        if known != Some(&record) {
             writes.push(Write::Put(Record::Server(record)));
         }
     }
@@ -495,7 +498,7 @@ pub fn registrations(live: &mut Live, state: &State, wall: WallTime) -> Vec<Writ
     writes
 }
 
-fn server_record(registration: &RegisterServer) -> Server {
+fn server_record(registration: &RegisterServer, duty: Duty) -> Server {
     let drive = |d: &format::ctl::DriveReport| ServerDrive {
         drive: d.drive.clone(),
         media: d.media,
@@ -508,5 +511,6 @@ fn server_record(registration: &RegisterServer) -> Server {
         zone: registration.zone.clone(),
         address: registration.address,
         drives: registration.drives.iter().map(drive).collect(),
+        duty,
     }
 }

@@ -24,6 +24,7 @@ use model::{
 };
 
 use crate::{
+    duty::Drains,
     fullness::Relief,
     machine::{LinkId, Timing},
     reconcile::{Repeat, Telling},
@@ -57,6 +58,8 @@ pub struct Live {
     pub unrecorded_nodes: BTreeSet<NodeId>,
     pub dirty: Dirty,
     pub relief: Relief,
+    /// Servers that are drained.
+    pub drains: Drains,
 }
 
 /// Which groups to look at again.

@@ -183,6 +183,8 @@ pub struct Manager {
     servers_up: BTreeSet<ServerId>,
     /// Full drives from which a replica may be moved.
     full_drives: Vec<DriveId>,
+    /// Servers from which a replica may be moved now, each as often as that is so.
+    draining: Vec<ServerId>,
     /// Groups that waited for an answer when last looked at.
     busy: BTreeSet<GroupId>,
     /// Groups that were not whole when last looked at.
@@ -254,6 +256,7 @@ impl Manager {
             sweep: true,
             servers_up: BTreeSet::new(),
             full_drives: Vec::new(),
+            draining: Vec::new(),
             busy: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             passes: 0,
@@ -293,7 +296,7 @@ impl Manager {
             Event::Committed { commit } => self.committed(now, wall, commit, out),
             Event::TimeReached => {}
         }
-        self.look(now);
+        self.look(now, wall);
         self.work(now, wall, out);
     }
 

@@ -25,7 +25,7 @@ pub struct Fleet {
     pub ledger: Ledger,
     /// Servers that are up.
     pub up: BTreeSet<ServerId>,
-    /// Drives that are out of service, or have just refused.
+    /// Drives that are out of service or have just refused, and those of servers that take nothing new.
     pub barred: BTreeSet<DriveId>,
     /// What drives hold, where it is known.
     pub stored: BTreeMap<DriveId, Stored>,
@@ -124,7 +124,7 @@ impl std::fmt::Display for Refusal {
             best.mib_per_sec
         )?;
         if *down > 0 {
-            write!(f, ", {down} out of service")?;
+            write!(f, ", {down} out of service or cordoned")?;
         }
         if *full > 0 {
             write!(f, ", {full} too full of data")?;

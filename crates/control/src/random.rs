@@ -11,6 +11,11 @@ impl Random {
         Self(seed)
     }
 
+    /// Another source, for who cannot have this one.
+    pub fn fork(&mut self) -> Self {
+        Self(self.bits())
+    }
+
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

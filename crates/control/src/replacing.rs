@@ -22,7 +22,7 @@ use model::{
 
 use crate::{
     case::{Case, Decision},
-    fullness,
+    duty, fullness,
     ledger::{Claim, Ledger},
     live::{GroupLive, HandOver, Live, Standing, Stint},
     machine::Timing,
@@ -326,7 +326,10 @@ fn call_off(case: &Case<'_>, facts: &mut GroupLive, lost: ReplicaId) -> Option<D
 pub fn is_lost(case: &Case<'_>, replica: ReplicaId) -> bool {
     match case.standing(replica) {
         Standing::Missing | Standing::DriveFailed => true,
-        Standing::Down => away_for(case, replica) >= case.remirror_delay,
+        // One that is drained is not waited for.
+        Standing::Down => {
+            away_for(case, replica) >= case.remirror_delay || duty::drains(case, replica)
+        }
         Standing::Up | Standing::Unknown => case.live.refused.contains_key(&replica),
     }
 }
@@ -371,6 +374,7 @@ pub fn replaced(
 /// What placement may choose from, now. Drives that failed or refused are out of the question.
 pub fn fleet(state: &State, live: &Live, now: Instant, timing: &Timing) -> Fleet {
     let mut barred: BTreeSet<DriveId> = live.refused_by.keys().cloned().collect();
+    barred.extend(duty::barred(state));
     let mut stored = BTreeMap::new();
     for (server, facts) in &live.servers {
         let id = |drive: &DriveName| DriveId { server: server.clone(), drive: drive.clone() };

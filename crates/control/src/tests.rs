@@ -3,6 +3,7 @@
 
 mod chaos;
 mod commands;
+mod duty;
 mod fullness;
 mod life;
 mod properties;

@@ -18,7 +18,7 @@ use model::{
     epoch::{AttachGeneration, Epoch},
     group::{GroupConfig, Member, Role},
     id::{AccountId, BootId, DriveId, DriveName, GroupId, ReplicaId, ServerId, VolumeId, Zone},
-    state::VolumeState,
+    state::{Duty, VolumeState},
     time::{Instant, WallTime},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
     volume::{Media, Stripes, VolumeType},
@@ -113,7 +113,7 @@ fn server_record(n: u64) -> Record {
         emulation: None,
     };
     let (server, zone, address) = (server(n), zone(), address());
-    Record::Server(Server { server, zone, address, drives: vec![drive] })
+    Record::Server(Server { server, zone, address, drives: vec![drive], duty: Duty::Serving })
 }
 
 struct Fleet {

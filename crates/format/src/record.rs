@@ -231,6 +231,9 @@ pub struct Server {
     pub zone: Zone,
     pub address: core::net::SocketAddr,
     pub drives: Vec<ServerDrive>,
+    /// What operators want of it; its registrations say nothing of that.
+    #[serde(default)]
+    pub duty: model::state::Duty,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

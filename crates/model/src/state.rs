@@ -54,6 +54,30 @@ state!(
     }
 );
 
+/// What operators want of a server.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Duty {
+    #[default]
+    Serving,
+    /// It keeps what it has and gets nothing new.
+    Cordoned,
+    /// As cordoned, and what it has moves to other servers.
+    Draining,
+}
+
+impl Duty {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 state!(
     /// `attaching ─► attached ─► detaching ─► detached`; a forced detach may start anywhere.
     AttachmentState {

@@ -3,6 +3,8 @@
 //! Decides: which seeds run, and how what comes of them is told. What happens in a run and what
 //! must hold is `scenario`'s.
 
+#![allow(clippy::disallowed_types, reason = "how long a run takes is told to a person")]
+
 use std::{
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
@@ -201,8 +203,8 @@ fn progress(wanted: &Wanted, (done, begun): (u64, Instant), total: &Outcome, sta
         "{{\"task\":\"sim\",\"state\":\"{state}\",\"seeds\":{done},\"of\":{},\"seconds\":{seconds:.1},\
          \"eta_seconds\":{left:.0},\"simulated_seconds_per_second\":{virtual_rate:.0},\
          \"reads\":{reads},\"writes\":{writes},\"kills\":{kills},\"resets\":{resets},\"cuts\":{cuts},\
-         \"pauses\":{pauses},\"drive_failures\":{drive_failures},\"moves\":{},\"modifications\":{}}}",
-        wanted.seeds, total.moves, total.completed
+         \"pauses\":{pauses},\"drive_failures\":{drive_failures},\"moves\":{},\"drains\":{},\"modifications\":{}}}",
+        wanted.seeds, total.moves, total.drains, total.completed
     );
 }
 

@@ -92,6 +92,7 @@ pub struct Outcome {
     pub pauses: u64,
     pub drive_failures: u64,
     pub moves: u64,
+    pub drains: u64,
     pub modifications: u64,
     pub completed: u64,
     pub failed: u64,
@@ -113,6 +114,7 @@ impl Outcome {
         self.pauses += other.pauses;
         self.drive_failures += other.drive_failures;
         self.moves += other.moves;
+        self.drains += other.drains;
         self.modifications += other.modifications;
         self.completed += other.completed;
         self.failed += other.failed;
@@ -158,6 +160,8 @@ struct Run {
     zombies: BTreeMap<GuestToken, Pending>,
     /// Blocks and contents of writes that will not be answered any more, since the last move.
     unanswered: Vec<(u64, u64)>,
+    /// A server that takes nothing new, or is emptied.
+    drained: Option<ServerId>,
     moving: Option<Moving>,
     by_force: bool,
     /// The present guest has not been answered yet.
@@ -211,6 +215,7 @@ impl Run {
             pending: BTreeMap::new(),
             zombies: BTreeMap::new(),
             unanswered: Vec::new(),
+            drained: None,
             moving: None,
             by_force: false,
             fencing: false,
@@ -304,7 +309,31 @@ impl Run {
         self.world.now + self.world.random.micros(mean / 4, mean * 7 / 4)
     }
 
+    /// Another server is emptied, or no server any more.
+    fn drain(&mut self) {
+        if let Some(before) = self.drained.take() {
+            self.set_duty(&before, "uncordon");
+        }
+        if self.world.random.chance(70) {
+            let servers: Vec<ServerId> = self.world.servers().cloned().collect();
+            let server = self.world.random.pick(&servers).clone();
+            let duty = if self.world.random.chance(70) { "drain" } else { "cordon" };
+            self.set_duty(&server, duty);
+            self.drained = Some(server);
+            self.outcome.drains += 1;
+        }
+    }
+
+    /// Whether that was heard is seen when it is asked for again.
+    fn set_duty(&mut self, server: &ServerId, duty: &str) -> bool {
+        let path = format!("/v1/servers/{server}/{duty}");
+        self.call("POST", &path, Some(&json!({}))).is_some()
+    }
+
     fn modify(&mut self) {
+        if self.options.all_faults && self.world.random.chance(25) {
+            return self.drain();
+        }
         let body = match self.world.random.below(if self.options.striped { 7 } else { 4 }) {
             4..7 => json!({"stripes": 1 + self.world.random.below(3)}),
             0 => {

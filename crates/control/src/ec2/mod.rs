@@ -103,7 +103,9 @@ impl Shape {
                     });
                 }
                 Done::Attachment(attachment) => volumes::print_attachment(xml, &attachment),
-                Done::Account { .. } | Done::Scrub(_) | Done::Nothing => xml.value("return", true),
+                Done::Account { .. } | Done::Scrub(_) | Done::Server(_) | Done::Nothing => {
+                    xml.value("return", true)
+                }
             }),
         )
     }

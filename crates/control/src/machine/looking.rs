@@ -9,6 +9,7 @@
 
 use std::ops::Bound;
 
+use format::record::Group;
 use model::{
     id::GroupId,
     time::{Instant, WallTime},
@@ -17,7 +18,7 @@ use model::{
 use super::{Action, LOOK, Manager};
 use crate::{
     case::{self, Case, Decision},
-    creation, fullness, links, membership,
+    creation, duty, fullness, links, membership,
     reconcile::{self, Repeat, Telling},
     replacing,
     state::Write,
@@ -32,7 +33,7 @@ const CLEAR_PASSES: u64 = 10;
 
 impl Manager {
     /// What time alone changes: who is silent, what is to be sent again.
-    pub(super) fn look(&mut self, now: Instant) {
+    pub(super) fn look(&mut self, now: Instant, wall: WallTime) {
         if now.since(self.looked) < LOOK {
             return;
         }
@@ -56,6 +57,7 @@ impl Manager {
             self.live.retain(now, &self.state);
         }
         self.full_drives = fullness::observe(&self.state, &mut self.live, now, &self.params.timing);
+        self.draining = duty::observe(&self.state, &mut self.live, wall);
     }
 
     /// The next part of all groups, so that each is looked at once in a round.
@@ -74,29 +76,13 @@ impl Manager {
     /// Moves a replica away from each drive that is full.
     fn relieve(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) -> Vec<Write> {
         while let Some(drive) = self.full_drives.pop() {
-            let timing = &self.params.timing;
-            let mut fleet = replacing::fleet(&self.state, &self.live, now, timing);
+            let mut random = self.random.fork();
+            let mut fleet = replacing::fleet(&self.state, &self.live, now, &self.params.timing);
             fleet.barred.insert(drive.clone());
             let groups = self.state.groups.values();
             let here = groups.filter(|g| g.desired.iter().any(|p| p.lies_on(&drive)));
-            let cases = here.filter_map(|group| {
-                let volume = self.state.volumes.get(&group.config.volume)?;
-                let (state, live) = (&self.state, &self.live);
-                let remirror_delay = self.params.remirror_delay;
-                let modification = None;
-                Some(Case {
-                    state,
-                    live,
-                    timing,
-                    remirror_delay,
-                    now,
-                    wall,
-                    group,
-                    volume,
-                    modification,
-                })
-            });
-            match fullness::relieve(cases, &fleet, &drive, &mut self.random) {
+            let cases = here.filter_map(|group| self.case(now, wall, group));
+            match fullness::relieve(cases, &fleet, &drive, &mut random) {
                 Ok(decision) => {
                     self.live.relief.set_moving(&drive);
                     let text = format!("{drive} is full; a replica is moved away from it");
@@ -114,6 +100,45 @@ impl Manager {
         Vec::new()
     }
 
+    /// Moves a replica away from a server that is drained.
+    fn drain(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) -> Vec<Write> {
+        while let Some(server) = self.draining.pop() {
+            let mut random = self.random.fork();
+            let fleet = replacing::fleet(&self.state, &self.live, now, &self.params.timing);
+            let cases = self.state.groups.values().filter_map(|g| self.case(now, wall, g));
+            match duty::drain(cases, &fleet, &server, &mut random) {
+                Ok(decision) => {
+                    self.live.drains.set_stuck(&server, None);
+                    return decision.writes;
+                }
+                Err(reason) => {
+                    let text = format!("{server} is drained, and waits: {reason}");
+                    if self.live.drains.set_stuck(&server, Some(reason)) {
+                        out.push(Action::Report { text });
+                    }
+                    self.draining.retain(|other| *other != server);
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    /// The group as rules see it that move what is at rest.
+    fn case<'a>(&'a self, now: Instant, wall: WallTime, group: &'a Group) -> Option<Case<'a>> {
+        let volume = self.state.volumes.get(&group.config.volume)?;
+        Some(Case {
+            state: &self.state,
+            live: &self.live,
+            timing: &self.params.timing,
+            remirror_delay: self.params.remirror_delay,
+            now,
+            wall,
+            group,
+            volume,
+            modification: None,
+        })
+    }
+
     /// Looks at every group that may need it. True when that led to a commit.
     pub(super) fn reconcile(
         &mut self,
@@ -127,6 +152,9 @@ impl Manager {
         }
         if writes.is_empty() {
             writes = self.relieve(now, wall, out);
+        }
+        if writes.is_empty() {
+            writes = self.drain(now, wall, out);
         }
         if writes.is_empty() && std::mem::take(&mut self.sweep) {
             writes = creation::expired_tokens(&self.state, wall);

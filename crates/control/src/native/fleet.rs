@@ -5,13 +5,15 @@ use format::{
     record,
 };
 use model::{
-    id::{DriveId, Zone},
+    id::{DriveId, ServerId, Zone},
+    state::Duty,
     volume::Media,
 };
 use serde::Serialize;
 
 use crate::{
     api::View,
+    duty::{self, Left},
     fullness::{self, Fullness},
     ledger::{Account, Ledger},
 };
@@ -22,7 +24,27 @@ pub struct Server {
     zone: Zone,
     address: String,
     up: bool,
+    /// What operators want of it: `serving`, `cordoned` or `draining`.
+    duty: Duty,
+    /// On any of its drives, those that are leaving too.
+    replicas: usize,
+    /// `null` unless it is drained.
+    drain: Option<Drain>,
     drives: Vec<Drive>,
+}
+
+/// How far a drain is.
+#[derive(Debug, Serialize)]
+struct Drain {
+    replicas_leaving: usize,
+    bytes_left: u64,
+    /// Since the drain began, or the manager started.
+    bytes_moved: u64,
+    bytes_per_sec: u64,
+    /// At that rate; `null` while it is not known.
+    eta_seconds: Option<u64>,
+    /// Why nothing more can be moved away.
+    stuck: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -70,6 +92,11 @@ pub fn servers(view: &View<'_>) -> Vec<Server> {
     view.state.servers.values().map(|server| Server::of(view, &ledger, server)).collect()
 }
 
+/// One that is recorded.
+pub fn server(view: &View<'_>, server: &ServerId) -> Server {
+    Server::of(view, &Ledger::of(view.state), &view.state.servers[server])
+}
+
 impl Server {
     fn of(view: &View<'_>, ledger: &Ledger, server: &record::Server) -> Self {
         let drive = |d: &record::ServerDrive| {
@@ -77,12 +104,34 @@ impl Server {
             let account = ledger.drives.get(&id).expect("the ledger lists every recorded drive");
             Drive::of(view, &id, d, account)
         };
+        let left = duty::left(view.state, view.live, &server.server);
         Self {
             server: server.server.to_string(),
             zone: server.zone.clone(),
             address: server.address.to_string(),
             up: view.servers_up.contains(&server.server),
+            duty: server.duty,
+            replicas: left.staying + left.leaving,
+            drain: (server.duty == Duty::Draining).then(|| Drain::of(view, &server.server, left)),
             drives: server.drives.iter().map(drive).collect(),
+        }
+    }
+}
+
+impl Drain {
+    fn of(view: &View<'_>, server: &ServerId, left: Left) -> Self {
+        let known = view.live.drains.of(server);
+        let moved = known.map_or(0, |d| d.bytes_at_first.saturating_sub(left.bytes));
+        let since = known.map_or(view.wall, |d| d.since);
+        let millis = view.wall.as_millis().saturating_sub(since.as_millis());
+        let rate = moved.checked_div(millis / 1000).unwrap_or(0);
+        Self {
+            replicas_leaving: left.leaving,
+            bytes_left: left.bytes,
+            bytes_moved: moved,
+            bytes_per_sec: rate,
+            eta_seconds: left.bytes.checked_div(rate),
+            stuck: known.and_then(|d| d.stuck.clone()),
         }
     }
 }

@@ -11,7 +11,7 @@ mod fleet;
 mod routes;
 mod shown;
 
-use model::id::VolumeId;
+use model::{id::VolumeId, state::Duty};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
@@ -48,12 +48,19 @@ pub fn receive(
     route: &Route<'_>,
     request: &HttpRequest,
 ) -> Result<Call, ApiError> {
-    if matches!(route.endpoint, Endpoint::Servers | Endpoint::Accounts | Endpoint::CreateAccount)
-        && !caller.root
-    {
+    let is_roots = matches!(
+        route.endpoint,
+        Endpoint::Servers
+            | Endpoint::CordonServer
+            | Endpoint::UncordonServer
+            | Endpoint::DrainServer
+            | Endpoint::Accounts
+            | Endpoint::CreateAccount
+    );
+    if is_roots && !caller.root {
         return Err(ApiError::new(
             "UnauthorizedOperation",
-            "Only the root account may see the fleet and make accounts",
+            "Only the root account may see and change the fleet, and make accounts",
         ));
     }
     check_query(request)?;
@@ -88,12 +95,20 @@ fn command(route: &Route<'_>, request: &HttpRequest) -> Result<Option<Command>, 
         Endpoint::ScrubVolume => CommandKind::ScrubVolume { volume: volume_of(route)? },
         Endpoint::Attach => body::<asks::Attach>(request)?.command()?,
         Endpoint::Detach => body::<asks::Detach>(request)?.command()?,
+        Endpoint::CordonServer => duty(route, Duty::Cordoned),
+        Endpoint::UncordonServer => duty(route, Duty::Serving),
+        Endpoint::DrainServer => duty(route, Duty::Draining),
         Endpoint::CreateAccount => {
             CommandKind::CreateAccount { name: body::<asks::CreateAccount>(request)?.name }
         }
         _ => return Ok(None),
     };
     Ok(Some(Command { dry_run: false, kind }))
+}
+
+fn duty(route: &Route<'_>, duty: Duty) -> CommandKind {
+    let server = route.id.expect("the endpoint's path holds an id").to_owned();
+    CommandKind::SetDuty { server, duty }
 }
 
 fn read(view: &View<'_>, caller: &Caller, route: &Route<'_>) -> Result<HttpResponse, ApiError> {
@@ -147,6 +162,9 @@ fn read(view: &View<'_>, caller: &Caller, route: &Route<'_>) -> Result<HttpRespo
         | Endpoint::ScrubVolume
         | Endpoint::Attach
         | Endpoint::Detach
+        | Endpoint::CordonServer
+        | Endpoint::UncordonServer
+        | Endpoint::DrainServer
         | Endpoint::CreateAccount => unreachable!("answered before"),
     })
 }
@@ -186,6 +204,7 @@ pub fn print(view: &View<'_>, done: &Done) -> HttpResponse {
         Done::Attachment(a) => success(view, &shown::Attachment::of(view, a)),
         Done::Account { account, key } => success(view, &shown::new_account(account, key)),
         Done::Scrub(s) => success(view, &shown::scrub(view, s)),
+        Done::Server(server) => success(view, &fleet::server(view, server)),
         Done::Nothing => success(view, &json!({})),
     }
 }

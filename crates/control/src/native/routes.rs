@@ -16,6 +16,9 @@ pub enum Endpoint {
     Attach,
     Detach,
     Servers,
+    CordonServer,
+    UncordonServer,
+    DrainServer,
     Nodes,
     Instances,
     Zones,
@@ -27,7 +30,7 @@ pub enum Endpoint {
 }
 
 /// Paths as the OpenAPI document writes them.
-pub const ROUTES: [(&str, &str, Endpoint); 20] = [
+pub const ROUTES: [(&str, &str, Endpoint); 23] = [
     ("GET", "/v1/volumes", Endpoint::Volumes),
     ("POST", "/v1/volumes", Endpoint::CreateVolume),
     ("GET", "/v1/volumes/{volume_id}", Endpoint::Volume),
@@ -40,6 +43,9 @@ pub const ROUTES: [(&str, &str, Endpoint); 20] = [
     ("POST", "/v1/attachments", Endpoint::Attach),
     ("POST", "/v1/attachments/detach", Endpoint::Detach),
     ("GET", "/v1/servers", Endpoint::Servers),
+    ("POST", "/v1/servers/{server}/cordon", Endpoint::CordonServer),
+    ("POST", "/v1/servers/{server}/uncordon", Endpoint::UncordonServer),
+    ("POST", "/v1/servers/{server}/drain", Endpoint::DrainServer),
     ("GET", "/v1/nodes", Endpoint::Nodes),
     ("GET", "/v1/instances", Endpoint::Instances),
     ("GET", "/v1/zones", Endpoint::Zones),

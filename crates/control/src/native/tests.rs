@@ -67,6 +67,9 @@ fn wrong_calls_are_refused_with_a_code() {
         ),
         ("GET", "/v1/servers", "", 403, "UnauthorizedOperation"),
         ("GET", "/v1/accounts", "", 403, "UnauthorizedOperation"),
+        ("POST", "/v1/servers/server-a-1/drain", "", 403, "UnauthorizedOperation"),
+        ("POST", "/v1/servers/nobody/uncordon", "", 403, "UnauthorizedOperation"),
+        ("POST", "/v1/servers/server-a-1/shoot", "", 404, "NotFound"),
         ("POST", "/v1/accounts", r#"{"name":"x"}"#, 403, "UnauthorizedOperation"),
         ("POST", "/v1/volumes", "", 400, "ValidationError"),
         ("POST", "/v1/volumes", "[]", 400, "ValidationError"),
@@ -391,6 +394,13 @@ fn what_is_served_is_exactly_what_the_document_says() {
     let modification = state.modifications.values().next().expect("one").clone();
     check("Modification", &shown(&Done::Modification(Box::new(modification))));
     check("Nothing", &shown(&Done::Nothing));
+    let mut fixture = Fixture::new();
+    let server: model::id::ServerId = "server-a-1".parse().expect("a name");
+    fixture.state.servers.get_mut(&server).expect("recorded").duty = model::state::Duty::Draining;
+    let done = Done::Server(server);
+    let value: Value = serde_json::from_slice(&print(&fixture.view(), &done).body).expect("JSON");
+    assert_eq!(value["duty"], json!("draining"));
+    check("Server", &value);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use model::{
         AccountId, BootId, DriveId, DriveName, GroupId, InstanceId, NodeId, ReplicaId, ServerId,
         VolumeId,
     },
-    state::{AttachmentState, ModificationState, VolumeState},
+    state::{AttachmentState, Duty, ModificationState, VolumeState},
     time::{Instant, WallTime},
     units::{ByteCount, Gib, Iops, MibPerSec, Rate},
     volume::{Media, Stripes, VolumeType},
@@ -177,6 +177,7 @@ impl Fixture {
                 rate: Rate { iops: Iops::new(20_000), throughput: MibPerSec::new(1_000) },
                 emulation: Some("thin file".into()),
             }],
+            duty: Duty::Serving,
         };
         self.state.servers.insert(id(server), record);
     }

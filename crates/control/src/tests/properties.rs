@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use format::record::{Record, Server, ServerDrive};
 use model::{
     id::{DriveId, Zone},
+    state::Duty,
     units::Gib,
     volume::{Media, Stripes},
 };
@@ -73,6 +74,7 @@ fn fleet(servers: &[(u8, bool, Vec<Drive>)]) -> Fleet {
             zone: zone(*in_zone),
             address: "127.0.0.1:1".parse().expect("an address"),
             drives: drives.iter().enumerate().map(record).collect(),
+            duty: Duty::Serving,
         })));
     }
     Fleet { ledger: Ledger::of(&state), up, barred: BTreeSet::new(), stored: BTreeMap::new() }

@@ -1,12 +1,15 @@
-//! `pliant server list|show`, `pliant node|instance|zone list`.
+//! `pliant server list|show|cordon|uncordon|drain`, `pliant node|instance|zone list`.
 
 use anyhow::bail;
-use clap::Subcommand;
-use serde_json::Value;
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use super::{
     Reach,
+    client::Client,
     table::{Rows, bytes, elements, number, text, up},
+    wait,
 };
 
 #[derive(Debug, Clone, Subcommand)]
@@ -19,13 +22,93 @@ pub enum Command {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Place nothing new on a server; what it has stays. Ends a drain
+    Cordon(Duty),
+    /// Place replicas on a server again. Ends a drain
+    Uncordon(Duty),
+    /// Move every replica of a server to others while the volumes are used, and place nothing new
+    #[command(after_help = "Example, before a server is taken away or upgraded:\n  \
+        pliant server drain server-a-1 --wait && systemctl stop pliant-server")]
+    Drain {
+        #[command(flatten)]
+        of: Duty,
+        /// Show progress until the server is empty; interrupting it does not end the drain
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Duty {
+    server: String,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::List(reach) => servers(&reach),
         Command::Show { server, reach } => show(&reach, &server),
+        Command::Cordon(of) => of.reach.print(&of.set("cordon")?, readable),
+        Command::Uncordon(of) => of.reach.print(&of.set("uncordon")?, readable),
+        Command::Drain { of, wait } => {
+            let begun = of.set("drain")?;
+            let server = if wait { emptied(&of)? } else { begun };
+            of.reach.print(&server, readable)
+        }
     }
+}
+
+impl Duty {
+    fn set(&self, duty: &str) -> anyhow::Result<Value> {
+        let path = format!("/v1/servers/{}/{duty}", self.server);
+        self.reach.client()?.post(&path, &json!({}))
+    }
+}
+
+/// Shows progress on standard error until the server has no replicas, and gives how it stands then.
+fn emptied(of: &Duty) -> anyhow::Result<Value> {
+    let client = of.reach.client()?;
+    let bar = ProgressBar::new(100);
+    let style = ProgressStyle::with_template("{msg}\n[{bar:50}] {pos:>3}%");
+    bar.set_style(style.expect("the template is well formed"));
+    let mut shown = String::new();
+    let ended = wait::until(&client, "empty", |client| {
+        let server = named(client, &of.server)?;
+        let drain = &server["drain"];
+        if number(&server, "replicas") > 0 && drain.is_null() {
+            bail!("the drain of {} was ended by somebody else", of.server);
+        }
+        let line = progress(&server);
+        let (moved, left) = (number(drain, "bytes_moved"), number(drain, "bytes_left"));
+        bar.set_position(moved.saturating_mul(100).checked_div(moved + left).unwrap_or(0));
+        bar.set_message(line.clone());
+        if bar.is_hidden() && shown != line {
+            eprintln!("{line}");
+            shown = line;
+        }
+        Ok((number(&server, "replicas") == 0).then_some(server))
+    });
+    bar.finish_and_clear();
+    ended
+}
+
+fn progress(server: &Value) -> String {
+    let drain = &server["drain"];
+    let mut line = format!(
+        "{} replicas left, {} of them on their way, {} moved, {} left",
+        number(server, "replicas"),
+        number(drain, "replicas_leaving"),
+        bytes(number(drain, "bytes_moved")),
+        bytes(number(drain, "bytes_left"))
+    );
+    if let Some(seconds) = drain["eta_seconds"].as_u64() {
+        line += &format!(", {}/s, about {seconds} s more", bytes(number(drain, "bytes_per_sec")));
+    }
+    if let Some(stuck) = drain["stuck"].as_str() {
+        line += &format!("; waits: {stuck}");
+    }
+    line
 }
 
 fn servers(reach: &Reach) -> anyhow::Result<()> {
@@ -60,7 +143,7 @@ fn drive_row(server: &Value, drive: &Value) -> [String; 11] {
     [
         text(server, "server"),
         text(server, "zone"),
-        up(server),
+        standing(server),
         text(drive, "drive"),
         text(drive, "media"),
         state(drive),
@@ -94,11 +177,23 @@ fn bytes_of(value: &Value, part: &str, whole: &str) -> String {
 }
 
 fn show(reach: &Reach, name: &str) -> anyhow::Result<()> {
-    let answer = reach.client()?.get("/v1/servers")?;
+    reach.print(&named(&reach.client()?, name)?, readable)
+}
+
+fn named(client: &Client, name: &str) -> anyhow::Result<Value> {
+    let answer = client.get("/v1/servers")?;
     let Some(server) = elements(&answer, "servers").iter().find(|s| s["server"] == name) else {
         bail!("no server '{name}' has ever registered; `pliant server list` names them");
     };
-    reach.print(server, readable)
+    Ok(server.clone())
+}
+
+/// Up or down, and what operators want of it where that is not the usual.
+fn standing(server: &Value) -> String {
+    match server["duty"].as_str() {
+        Some(duty) if duty != "serving" => format!("{}, {duty}", up(server)),
+        _ => up(server),
+    }
 }
 
 fn readable(server: &Value) -> String {
@@ -106,9 +201,14 @@ fn readable(server: &Value) -> String {
         "{} in {}, {}, {}",
         text(server, "server"),
         text(server, "zone"),
-        up(server),
+        standing(server),
         text(server, "address")
     )];
+    lines.push(if server["drain"].is_null() {
+        format!("{} replicas", number(server, "replicas"))
+    } else {
+        progress(server)
+    });
     for drive in elements(server, "drives") {
         lines.push(String::new());
         lines.extend(drive_lines(drive));

@@ -46,6 +46,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         pliant server list\n  \
         pliant server show server-a-1 --json\n  \
+        pliant server drain server-a-1 --wait\n  \
         pliant server --config /etc/pliant/server.toml")]
     Server(RoleOr<fleet::Command>),
     /// Run a node manager (--config), or list the node managers

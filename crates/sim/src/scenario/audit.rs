@@ -14,6 +14,10 @@ impl Run {
             run.go_on_moving();
             Some(run.moving.is_none())
         })?;
+        self.until("all servers take replicas", 30, |run| {
+            let servers: Vec<ServerId> = run.world.servers().cloned().collect();
+            Some(servers.iter().all(|server| run.set_duty(server, "uncordon")))
+        })?;
         self.until("the guest has its device", 30, |run| {
             let shown = run.world.exports.contains_key(&(run.node.clone(), run.volume));
             Some(shown && run.world.processes().iter().all(|p| run.world.is_up(p)))
