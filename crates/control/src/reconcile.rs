@@ -172,21 +172,23 @@ fn tell_nodes(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>) {
                 attach(case, facts, record, &instance.node)
             }
             AttachmentState::Detaching | AttachmentState::Detached => {
-                // A node manager that drains must know where to: its primary may have died.
-                if !record.force && moved(case, record, &instance.node) {
+                let letting_go = detach(case, record, &instance.node);
+                // Until it has let go it must know where to drain to: its primary may have died, or
+                // act under another configuration.
+                if letting_go.is_some() && !record.force {
                     tellings.extend(attach(case, facts, record, &instance.node));
                 }
-                detach(case, record, &instance.node)
+                letting_go
             }
         };
         tellings.extend(telling);
     }
 }
 
-/// Whether the node manager was told of another primary than there is now.
-fn moved(case: &Case<'_>, record: &Attachment, node: &NodeId) -> bool {
-    let known = case.live.nodes.get(node).and_then(|live| live.told.get(&record.volume));
-    known.is_some_and(|primary| *primary != case.config().primary().replica)
+/// Whether the node manager was told, on its present link, who is primary now.
+fn knows_primary(case: &Case<'_>, record: &Attachment, node: &NodeId) -> bool {
+    let told = case.live.nodes.get(node).and_then(|live| live.told.get(&record.volume));
+    told == Some(&case.config().primary().replica)
 }
 
 /// The configuration, once the primary acts under it; at once when the primary is another than
@@ -201,9 +203,11 @@ fn attach(
     if config.attach_generation != record.attach_generation {
         return None;
     }
-    let known = case.live.nodes.get(node)?.told.get(&record.volume);
-    let back = known.is_none() && record.state == AttachmentState::Attached;
-    if !case.adopted(facts) && !moved(case, record, node) && !back {
+    // Who used the volume already must know where it is, even before that is ready; on a new link
+    // nobody knows what it was told.
+    let used = record.state != AttachmentState::Attaching
+        || case.live.nodes.get(node)?.told.contains_key(&record.volume);
+    if !case.adopted(facts) && (!used || knows_primary(case, record, node)) {
         return None;
     }
     let attach = Attach {

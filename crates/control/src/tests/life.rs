@@ -407,6 +407,29 @@ fn a_forced_detach_does_not_wait_for_the_node_manager_and_fences_it() {
 }
 
 #[test]
+fn a_node_manager_that_drains_knows_where_to_whatever_happens() {
+    let mut world = World::new();
+    let volume = in_use(&mut world, gp3("local-1a", 8));
+    world.nodes[0].drains = true;
+    world.ask(detach(volume, false)).expect("attached");
+    world.run(2_000);
+    // On a new link nobody knows what it was told before.
+    world.kill_manager(100);
+    world.run(1_000);
+    let primary = world.config(volume).primary().clone();
+    world.kill_server(primary.server.as_str());
+    let knows = |w: &World| {
+        let (known, config) = (&w.nodes[0].attached[&volume].config, w.config(volume));
+        config.primary().replica != primary.replica && known.epoch == config.epoch
+    };
+    world.until("told of the failover", 10_000, knows);
+    let redundant = |w: &World| w.config(volume).in_sync().count() == 2;
+    world.until("redundant, and told so", 60_000, |w| redundant(w) && knows(w));
+    world.nodes[0].drains = false;
+    world.until("available", 3_000, |w| available(w, volume));
+}
+
+#[test]
 fn a_node_manager_that_registers_again_gets_its_attachments() {
     let mut world = World::new();
     let volume = in_use(&mut world, gp3("local-1a", 8));

@@ -92,6 +92,8 @@ pub struct Node {
     pub instance: InstanceId,
     pub attached: BTreeMap<VolumeId, Attach>,
     pub inbox: VecDeque<FromManager>,
+    /// Something is in flight: it does not let go of a volume.
+    pub drains: bool,
     beat: u64,
 }
 
@@ -250,6 +252,7 @@ impl World {
             }
             world.boots += 1;
             world.nodes.push(Node {
+                drains: false,
                 name: format!("node-{letter}"),
                 zone: zone.to_owned(),
                 up: true,
@@ -649,6 +652,7 @@ impl World {
                         node.attached.insert(attach.volume, attach);
                     }
                 }
+                FromManager::Detach { .. } if node.drains => {}
                 FromManager::Detach { volume, attach_generation, .. } => {
                     if node
                         .attached
