@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 declare -A package_of=(
   [fio]=fio [nbdinfo]=libnbd-bin [nbdcopy]=libnbd-bin [qemu-io]=qemu-utils [qemu-img]=qemu-utils
   [qemu-nbd]=qemu-utils [mkfs.xfs]=xfsprogs [xfs_growfs]=xfsprogs [mkfs.ext4]=e2fsprogs
-  [losetup]=util-linux [qemu-storage-daemon]=qemu-system-common [nbdfuse]=libnbd-bin [git]=git [cc]=gcc [python3]=python3
+  [losetup]=util-linux [qemu-storage-daemon]=qemu-system-common [nbdfuse]=libnbd-bin [ip]=iproute2 [git]=git [cc]=gcc [python3]=python3
 )
 missing=()
 for command in "${!package_of[@]}"; do
