@@ -77,6 +77,8 @@ class Rot:
         return Nbd(uri, patience=60)
 
     def servers(self):
+        """Of primary and mirror. On a busy machine a mirror may just have been dropped as silent."""
+        self.service.in_sync(self.volume, 300)
         return [self.service.replica(self.volume, role)["server"] for role in ("primary", "mirror")]
 
     def drive(self, server):
