@@ -107,9 +107,13 @@ impl<'a> Case<'a> {
     pub fn is_at_rest(&self, facts: &GroupLive) -> bool {
         let (group, config) = (self.group, self.config());
         let used = matches!(self.volume.state, VolumeState::Available | VolumeState::InUse);
+        // What is left of replicas that are gone waits for its server, or its drive, to come back.
+        let left_over =
+            |r: &&ReplicaId| replacing::is_surplus(self, **r) && self.standing(**r).keeps_it();
+        let there = group.replicas.len() - group.replicas.keys().filter(left_over).count();
         let whole = group.desired.len() >= replacing::REPLICAS_WANTED
             && config.members.len() == group.desired.len()
-            && group.replicas.len() == group.desired.len()
+            && there == group.desired.len()
             && group.desired.iter().all(|p| config.is_in_sync(p.replica) && self.is_up(p.replica));
         used && whole
             && running(self.state, self.volume).is_none()

@@ -23,7 +23,7 @@ use crate::{
     case::{Case, Decision},
     command::{Desk, Outcome},
     ledger::Claim,
-    live::{GroupLive, Standing},
+    live::GroupLive,
     parameters,
     placement::{Refusal, Wish, ZoneRule, choose},
     random::Random,
@@ -377,7 +377,8 @@ pub fn delete(desk: &mut Desk<'_>, caller: &Caller, id: VolumeId) -> Outcome {
 /// then the records go.
 pub fn finish(case: &Case<'_>) -> Option<Decision> {
     let mut decision = freed(case.group, &case.live.removed);
-    let unreachable = |r: &ReplicaId| case.standing(*r) == Standing::Down;
+    // What is there goes when its server, or the drive, comes back.
+    let unreachable = |r: &ReplicaId| case.standing(*r).keeps_it();
     let done = match decision.as_ref().and_then(|d| d.writes.first()) {
         None => case.group.replicas.keys().all(unreachable),
         Some(Write::Delete(_)) => true,

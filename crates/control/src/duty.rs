@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use format::record::{Group, Record, Server};
+use format::record::{Group, Placed, Record, Server};
 use model::{
     id::{DriveId, ReplicaId, ServerId},
     state::{Duty, VolumeState},
@@ -55,10 +55,10 @@ pub fn set(desk: &mut Desk<'_>, caller: &Caller, name: &str, duty: Duty) -> Outc
     Ok((vec![Write::Put(Record::Server(changed))], Done::Server(server.server.clone())))
 }
 
-/// The drives on which nothing is placed, whatever their state.
-pub fn barred(state: &State) -> impl Iterator<Item = DriveId> {
-    let idle = state.servers.values().filter(|server| server.duty != Duty::Serving);
-    idle.flat_map(|server| {
+/// The drives of servers with this duty.
+pub fn drives(state: &State, duty: Duty) -> impl Iterator<Item = DriveId> {
+    let those = state.servers.values().filter(move |server| server.duty == duty);
+    those.flat_map(|server| {
         let id = |drive| DriveId { server: server.server.clone(), drive };
         server.drives.iter().map(move |d| id(d.drive.clone()))
     })
@@ -123,7 +123,7 @@ pub struct Left {
 
 pub fn left(state: &State, live: &Live, server: &ServerId) -> Left {
     let mut left = Left::default();
-    for group in state.groups.values().filter(|g| holds(g, server)) {
+    for group in state.groups.values().filter(|g| holds(live, g, server)) {
         left.bytes = left.bytes.saturating_add(live.stored(group.config.group));
         if is_leaving(state, group, server) {
             left.leaving += 1;
@@ -140,8 +140,11 @@ pub fn drains(case: &Case<'_>, replica: ReplicaId) -> bool {
     server.is_some_and(|s| s.duty == Duty::Draining)
 }
 
-fn holds(group: &Group, server: &ServerId) -> bool {
-    group.replicas.values().any(|p| p.drive.server == *server)
+/// What is left on a drive that is out of service does not count: nobody can move or remove it.
+fn holds(live: &Live, group: &Group, server: &ServerId) -> bool {
+    let is_member = |p: &Placed| group.config.member(p.replica).is_some();
+    let mut here = group.replicas.values().filter(|p| p.drive.server == *server);
+    here.any(|p| is_member(p) || !live.lies_on_failed(p))
 }
 
 fn is_leaving(state: &State, group: &Group, server: &ServerId) -> bool {

@@ -250,7 +250,7 @@ fn from_server(
         }
         ToManager::DriveFailed { drive, reason } => {
             facts.failed_drives.insert(drive, reason);
-            live.dirty.all = true;
+            live.drive_failed(server);
         }
         ToManager::DriveStatus(status) => drive_status(live, server, status),
         ToManager::Scrubbed { .. } => scrubbed(live, context, server, message),
@@ -276,7 +276,8 @@ fn drive_status(live: &mut Live, server: &ServerId, status: DriveStatus) {
     {
         let reason = status.reason.clone().unwrap_or_else(|| "the server says no more".to_owned());
         facts.failed_drives.insert(status.drive.clone(), reason);
-        live.dirty.all = true;
+        facts.drives.insert(status.drive.clone(), status);
+        return live.drive_failed(server);
     }
     facts.drives.insert(status.drive.clone(), status);
 }
@@ -443,6 +444,9 @@ fn from_node(
                 facts.primary_silent = Some((epoch, context.now));
                 let again = || Silence::again(facts.out_of_reach, epoch, context.now);
                 facts.out_of_reach = out_of_reach.then(again);
+                if out_of_reach {
+                    facts.unreached = Some(context.now);
+                }
                 live.mark(group);
             }
             return Ok(());

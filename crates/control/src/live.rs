@@ -157,6 +157,8 @@ pub struct GroupLive {
     pub out_of_reach: Option<Silence>,
     /// After a failover for that reason alone.
     pub reach_pause: Pause,
+    /// When somebody last had no way to the primary of any epoch.
+    pub unreached: Option<Instant>,
     pub hand_over: Option<HandOver>,
     pub learner_pause: Pause,
     /// Replicas given up in a row because they could not be filled; none since one was admitted.
@@ -282,6 +284,11 @@ impl Standing {
         matches!(self, Self::Down) || self.is_lost()
     }
 
+    /// Whatever it holds can be removed only when its server, or its drive, is back.
+    pub fn keeps_it(self) -> bool {
+        matches!(self, Self::Down | Self::DriveFailed)
+    }
+
     /// What it held is gone, though its server is up.
     pub fn is_lost(self) -> bool {
         matches!(self, Self::Missing | Self::DriveFailed)
@@ -315,6 +322,16 @@ impl Live {
             Standing::Missing
         } else {
             Standing::Up
+        }
+    }
+
+    /// What its server was asked to remove it is asked again: a removal under way may have ended
+    /// with the drive.
+    pub fn drive_failed(&mut self, server: &ServerId) {
+        self.dirty.all = true;
+        let link = self.servers.get(server).and_then(|s| s.link);
+        if let Some(link) = link.and_then(|link| self.links.get_mut(&link)) {
+            link.sent.retain(|key, _| !matches!(key, MessageKey::Remove(_)));
         }
     }
 

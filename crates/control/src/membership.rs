@@ -48,8 +48,8 @@ fn note(case: &Case<'_>, facts: &mut GroupLive) {
         facts.stint = learner.map(|(learner, source)| Stint { learner, source, since });
     }
     facts.silent.retain(|replica, _| config.member(*replica).is_some());
-    if facts.out_of_reach.is_none_or(|s| !s.is_fresh(case.now)) && facts.reach_pause.over(case.now)
-    {
+    let lately = |at: Instant| case.now.since(at) < REACH_PAUSE;
+    if !facts.unreached.is_some_and(lately) && facts.reach_pause.over(case.now) {
         facts.reach_pause.reset();
     }
     scrub::note(case, facts);

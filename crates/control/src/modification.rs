@@ -22,7 +22,7 @@ use crate::{
     command::{Desk, Outcome},
     creation::known_zone,
     ledger::{Account, Claim, Ledger},
-    live::{GroupLive, Standing},
+    live::GroupLive,
     parameters,
     placement::{Fleet, Refusal, Wish, ZoneRule, choose},
     replacing,
@@ -223,7 +223,7 @@ fn is_settled(case: &Case<'_>) -> bool {
         .replicas
         .keys()
         .filter(|r| replacing::is_surplus(case, **r))
-        .all(|r| matches!(case.standing(*r), Standing::Down | Standing::DriveFailed));
+        .all(|r| case.standing(*r).keeps_it());
     in_place && freed && config.rate == case.target().rate
 }
 

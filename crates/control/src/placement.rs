@@ -25,8 +25,10 @@ pub struct Fleet {
     pub ledger: Ledger,
     /// Servers that are up.
     pub up: BTreeSet<ServerId>,
-    /// Drives that are out of service or have just refused, and those of servers that take nothing new.
+    /// Drives that are out of service or have just refused, and those of servers that are drained.
     pub barred: BTreeSet<DriveId>,
+    /// Drives that keep what they have and get nothing new.
+    pub cordoned: BTreeSet<DriveId>,
     /// What drives hold, where it is known.
     pub stored: BTreeMap<DriveId, Stored>,
 }
@@ -159,7 +161,8 @@ pub fn choose(fleet: &Fleet, wish: &Wish<'_>) -> Result<Vec<DriveId>, Refusal> {
     }
     let in_zone = |a: &Account| a.zone == *wish.zone;
     let free = |d: &DriveId| !wish.excluded.contains(&d.server);
-    let ready = |d: &DriveId| fleet.up.contains(&d.server) && !fleet.barred.contains(d);
+    let open = |d: &DriveId| !fleet.barred.contains(d) && !fleet.cordoned.contains(d);
+    let ready = |d: &DriveId| fleet.up.contains(&d.server) && open(d);
     let takes = |d: &DriveId| fleet.stored.get(d).is_none_or(|s| s.takes(stored));
     let could = |drives: &Vec<(&DriveId, &Account)>| {
         drives.len() >= stripes && drives.iter().all(|(d, a)| in_zone(a) && free(d))

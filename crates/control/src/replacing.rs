@@ -16,6 +16,7 @@ use format::record::{Group, Placed};
 use model::{
     group::Role,
     id::{DriveId, DriveName, ReplicaId, ServerId},
+    state::Duty,
     time::Instant,
     units::{Gib, Iops, MibPerSec, Rate},
 };
@@ -82,7 +83,9 @@ pub fn note_existence(case: &Case<'_>) -> Option<Decision> {
         placed.created = true;
     }
     let mut decision = Decision::of(vec![case.put_group(group)]);
-    decision.writes.extend(step_of(case, !gone.is_empty()).and_then(|s| case.step(s)));
+    if !(made.is_empty() && gone.is_empty()) {
+        decision.writes.extend(step_of(case, !gone.is_empty()).and_then(|s| case.step(s)));
+    }
     Some(decision)
 }
 
@@ -374,7 +377,7 @@ pub fn replaced(
 /// What placement may choose from, now. Drives that failed or refused are out of the question.
 pub fn fleet(state: &State, live: &Live, now: Instant, timing: &Timing) -> Fleet {
     let mut barred: BTreeSet<DriveId> = live.refused_by.keys().cloned().collect();
-    barred.extend(duty::barred(state));
+    barred.extend(duty::drives(state, Duty::Draining));
     let mut stored = BTreeMap::new();
     for (server, facts) in &live.servers {
         let id = |drive: &DriveName| DriveId { server: server.clone(), drive: drive.clone() };
@@ -396,5 +399,7 @@ pub fn fleet(state: &State, live: &Live, now: Instant, timing: &Timing) -> Fleet
             }
         }
     }
-    Fleet { ledger: Ledger::of(state), up: live.servers_up(now, timing), barred, stored }
+    let cordoned = duty::drives(state, Duty::Cordoned).collect();
+    let up = live.servers_up(now, timing);
+    Fleet { ledger: Ledger::of(state), up, barred, cordoned, stored }
 }

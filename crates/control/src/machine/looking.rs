@@ -12,6 +12,7 @@ use std::ops::Bound;
 use format::record::Group;
 use model::{
     id::GroupId,
+    state::Duty,
     time::{Instant, WallTime},
 };
 
@@ -103,9 +104,17 @@ impl Manager {
     /// Moves a replica away from a server that is drained.
     fn drain(&mut self, now: Instant, wall: WallTime, out: &mut Vec<Action>) -> Vec<Write> {
         while let Some(server) = self.draining.pop() {
+            if self.state.servers.get(&server).is_none_or(|s| s.duty != Duty::Draining) {
+                continue;
+            }
             let mut random = self.random.fork();
             let fleet = replacing::fleet(&self.state, &self.live, now, &self.params.timing);
-            let cases = self.state.groups.values().filter_map(|g| self.case(now, wall, g));
+            // From anywhere, so that those for which there is no place do not hold up the others.
+            let groups = &self.state.groups;
+            let count = u64::try_from(groups.len()).expect("they fit memory").max(1);
+            let first = usize::try_from(random.bits() % count).expect("below their number");
+            let turned = groups.values().skip(first).chain(groups.values().take(first));
+            let cases = turned.filter_map(|g| self.case(now, wall, g));
             match duty::drain(cases, &fleet, &server, &mut random) {
                 Ok(decision) => {
                     self.live.drains.set_stuck(&server, None);

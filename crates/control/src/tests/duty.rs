@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 
 use model::{
     id::{ServerId, VolumeId},
-    state::{Duty, VolumeState},
+    state::{Duty, ModificationState, VolumeState},
+    units::MibPerSec,
 };
 
 use super::world::{World, caller, gp3, rate, root};
 use crate::{
-    api::{Caller, Command, CommandKind, Done},
+    api::{Caller, Command, CommandKind, Done, ModifyVolume},
     state::State,
 };
 
@@ -157,4 +158,55 @@ fn only_the_root_account_decides_about_servers_that_exist() {
         assert!(matches!(refused, Err("InvalidServer.NotFound")), "{nobody}: {refused:?}");
     }
     assert!(ask(&mut world, "server-a-1", true).is_ok());
+}
+
+#[test]
+fn what_is_left_on_a_failed_drive_holds_up_no_drain() {
+    let mut world = started(4);
+    let volumes = made(&mut world, 12);
+    world.until("at rest", 20_000, at_rest);
+    world.fail_drive("server-a-1", "ssd", false);
+    let redundant = |w: &World| {
+        volumes.iter().all(|v| {
+            let config = w.config(*v);
+            config.in_sync().count() == 2
+                && config.in_sync().all(|m| m.server.as_str() != "server-a-1")
+        })
+    };
+    world.until("made anew elsewhere", 60_000, redundant);
+    // What is left keeps an entry until its drive is back.
+    assert!(there(&world.state(), "server-a-1").0 > 0);
+    set(&mut world, "server-a-2", Duty::Draining);
+    world.until("emptied", 120_000, |w| there(&w.state(), "server-a-2").0 == 0);
+}
+
+#[test]
+fn a_volume_is_deleted_though_a_drive_of_it_is_out_of_service() {
+    let mut world = started(3);
+    let volume = made(&mut world, 1)[0];
+    world.until("at rest", 20_000, at_rest);
+    let server = world.config(volume).primary().server.to_string();
+    world.fail_drive(&server, "ssd", false);
+    world.ask(CommandKind::DeleteVolume { volume }).expect("not attached");
+    world.until("gone", 20_000, |w| !w.state().volumes.contains_key(&volume));
+}
+
+#[test]
+fn a_volume_on_a_cordoned_server_is_changed_where_it_is() {
+    let mut world = started(2);
+    let volume = made(&mut world, 1)[0];
+    world.until("at rest", 20_000, at_rest);
+    let before = servers_of(&world, volume);
+    for server in &before {
+        set(&mut world, server.as_str(), Duty::Cordoned);
+    }
+    let faster = ModifyVolume {
+        volume: Some(volume),
+        throughput: Some(MibPerSec::new(200)),
+        ..ModifyVolume::default()
+    };
+    world.ask(CommandKind::ModifyVolume(faster)).expect("there is room where it is");
+    let completed = |w: &World| w.modification(volume).state == ModificationState::Completed;
+    world.until("completed", 20_000, completed);
+    assert_eq!(servers_of(&world, volume), before);
 }

@@ -77,7 +77,13 @@ fn fleet(servers: &[(u8, bool, Vec<Drive>)]) -> Fleet {
             duty: Duty::Serving,
         })));
     }
-    Fleet { ledger: Ledger::of(&state), up, barred: BTreeSet::new(), stored: BTreeMap::new() }
+    Fleet {
+        ledger: Ledger::of(&state),
+        up,
+        barred: BTreeSet::new(),
+        cordoned: BTreeSet::new(),
+        stored: BTreeMap::new(),
+    }
 }
 
 proptest! {

@@ -149,9 +149,11 @@ fn a_replica_is_made_anew_when_any_of_its_drives_fails() {
     let server = lost.drive.server.to_string();
     world.fail_drive(&server, lost.beside[0].as_str(), false);
     world.until("made anew", 60_000, |w| {
-        let desired = placed(w, volume);
-        lies_on(w, volume, 2) && desired.iter().all(|p| p.replica != lost.replica)
+        let (desired, config) = (placed(w, volume), w.config(volume));
+        config.in_sync().count() == 2
+            && desired.iter().all(|p| p.replica != lost.replica && config.is_in_sync(p.replica))
     });
+    world.run(2_000);
     let state = world.state();
     let failed = model::id::DriveId { drive: lost.beside[0].clone(), ..lost.drive };
     assert!(placed(&world, volume).iter().all(|p| !p.lies_on(&failed)));

@@ -75,6 +75,8 @@ pub struct Server {
     /// Further drives.
     pub more: Vec<DriveReport>,
     pub refuses: bool,
+    /// Drives that are out of service.
+    pub failed: BTreeSet<DriveName>,
     /// What the slots of each of its drives hold; without it nothing is said of drives.
     pub drive_bytes: Option<u64>,
     /// Writes that wait for space on the SSD.
@@ -234,6 +236,7 @@ impl World {
             for n in 1..=servers_per_zone {
                 world.boots += 1;
                 world.servers.push(Server {
+                    failed: BTreeSet::new(),
                     name: format!("server-{letter}-{n}"),
                     zone: zone.to_owned(),
                     boot: world.boots,
@@ -386,6 +389,7 @@ impl World {
         server.replicas.retain(|_, r| !r.lies_on(drive));
         let link = server.link.expect("linked");
         let (drive, reason): (DriveName, _) = (drive.parse().expect("a name"), "EIO".to_owned());
+        server.failed.insert(drive.clone());
         self.report(
             link,
             if status_only {
@@ -988,8 +992,11 @@ impl Server {
                 finished: true,
                 failure: None,
             }),
-            FromManager::RemoveReplica { replica, .. } => {
+            FromManager::RemoveReplica { replica, drive, beside } => {
                 self.replicas.remove(&replica);
+                if self.failed.contains(&drive) || beside.iter().any(|d| self.failed.contains(d)) {
+                    return None;
+                }
                 Some(ToManager::ReplicaRemoved { replica })
             }
             FromManager::Prepare { replica, epoch, .. } => {

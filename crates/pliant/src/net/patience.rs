@@ -9,12 +9,13 @@ use std::{io, os::fd::AsFd, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 
 /// Sent, and not acknowledged by the far kernel for this long: the connection ends (RFC 5482). It
-/// bounds an attempt to connect as well.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
+/// bounds an attempt to connect as well, and how long the far process may read nothing while its
+/// buffer is full; so it is longer than a busy process needs. Who must know sooner asks (`Ping`, beats).
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(15);
 /// A connection without traffic is probed after this long, and then at this interval. The kernel
 /// counts the probes against [`UNACKNOWLEDGED_MAX`].
-const PROBE_AFTER: Duration = Duration::from_secs(3);
-const PROBE_AGAIN: Duration = Duration::from_secs(1);
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+const PROBE_AGAIN: Duration = Duration::from_secs(2);
 
 /// For links between a node manager, servers and the manager. Programs that use a volume are given
 /// all the time they want.

@@ -13,7 +13,7 @@ use crate::network::{Broken, Life, Process};
 
 /// Within how many microseconds an end gives up a link on which nothing gets through. The real
 /// sockets have a user timeout.
-const BEARS: (u64, u64) = (4_000_000, 8_000_000);
+const BEARS: (u64, u64) = (4_000_000, 18_000_000);
 
 impl World {
     /// Resets one random link that is up.
