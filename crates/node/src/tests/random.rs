@@ -207,6 +207,10 @@ impl World {
     /// The server takes a request off its link, and answers.
     fn serve(&mut self, link: usize, message: DataMessage) {
         let (id, epoch) = match &message {
+            DataMessage::Ping => {
+                self.links[link].replies.push_back(DataMessage::Pong);
+                return;
+            }
             DataMessage::OpenSession { id, epoch, .. }
             | DataMessage::Read { id, epoch, .. }
             | DataMessage::Change { id, epoch, .. }

@@ -132,6 +132,7 @@ impl Primary {
                 assert_eq!(hello.cluster, CLUSTER);
                 None
             }
+            DataMessage::Ping => Some(DataMessage::Pong),
             DataMessage::OpenSession { group, epoch, id, .. } => {
                 if !shared.sessions.contains(&id.session) {
                     shared.sessions.push(id.session);
