@@ -150,14 +150,6 @@ impl World {
         }
     }
 
-    pub fn is_paused(&self, process: &Process) -> bool {
-        self.paused.contains_key(process)
-    }
-
-    pub fn paused(&self) -> Vec<Process> {
-        self.paused.keys().cloned().collect()
-    }
-
     pub(super) fn deadline(&self, process: &Process) -> Option<Instant> {
         match process {
             Process::Manager => self.manager.machine.as_ref()?.deadline(),
