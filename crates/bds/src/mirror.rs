@@ -12,6 +12,7 @@ use engine::api::{OpError, Outcome, Request};
 use format::data::{
     DataMessage, DigestQuery, FetchBlocks, FillRegion, MendBlocks, Replicate, Status,
 };
+use model::sabotage::{Sabotage, is_on};
 use model::{
     epoch::{Epoch, ModSeq},
     id::{GroupId, ReplicaId},
@@ -68,11 +69,11 @@ impl Mirror {
     /// told so.
     fn obeys(&self, turn: &mut Turn<'_>, conn: ConnId, epoch: Epoch, standing: Standing) -> bool {
         let Standing { group, replica, promised, adopted } = standing;
-        if epoch < promised {
+        if epoch < promised && !is_on(Sabotage::PromiseIgnored) {
             turn.reply(conn, DataMessage::Refused { group, replica, epoch: promised });
             return false;
         }
-        epoch == adopted && self.conn == Some(conn)
+        epoch == adopted && (self.conn == Some(conn) || is_on(Sabotage::OldConnectionObeyed))
     }
 
     pub fn replicate(
@@ -86,6 +87,10 @@ impl Mirror {
             return;
         }
         let Replicate { replica, mod_seq, offset, change, .. } = message;
+        if is_on(Sabotage::MirrorAcknowledgesEarly) {
+            let group = standing.group;
+            turn.reply(conn, DataMessage::ReplicateAck { group, replica, mod_seq });
+        }
         let request = Request::Change { replica, mod_seq, offset, change };
         turn.request(Op::Apply(conn, mod_seq), request);
     }

@@ -6,6 +6,7 @@
 //! good (10). Requests count only from the newest connection that spoke for the session: what an
 //! older one still holds was sent again on the newer, and could undo a later request (9).
 
+use model::sabotage::{Sabotage, is_on};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use format::data::{RequestId, Status};
@@ -80,7 +81,8 @@ impl Sessions {
 
     /// Ends the session if it is of an older generation; its id.
     pub fn fence(&mut self, attach: AttachGeneration) -> Option<u64> {
-        if self.current.as_ref().is_some_and(|s| s.attach < attach) { self.end() } else { None }
+        let older = self.current.as_ref().is_some_and(|s| s.attach < attach);
+        if older && !is_on(Sabotage::FencedServed) { self.end() } else { None }
     }
 
     /// The session was not opened after all.
@@ -102,10 +104,13 @@ impl Sessions {
             let fenced = self.current.is_some() || self.past.contains(&id.session);
             return Standing::Refuse(if fenced { Status::Fenced } else { Status::NotReady });
         };
-        if conn < session.conn {
+        if conn < session.conn && !is_on(Sabotage::OldRequestCounts) {
             return Standing::Ignore;
         }
-        session.conn = conn;
+        session.conn = conn.max(session.conn);
+        if is_on(Sabotage::RepetitionForgotten) {
+            return Standing::New;
+        }
         if let Some(&ticket) = session.live.get(&id.request) {
             Standing::Repeated(ticket)
         } else if session.done.contains(&id.request) {

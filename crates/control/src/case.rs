@@ -6,6 +6,7 @@
 //! Invariant: a configuration made here passes [`GroupConfig::check`] and has an epoch above the
 //! stored one and not below any promise of its members.
 
+use model::sabotage::{Sabotage, is_on};
 use std::collections::BTreeSet;
 
 use format::record::{Group, Modification, Parameters, Placed, Record, Volume};
@@ -125,7 +126,7 @@ impl<'a> Case<'a> {
     pub fn primary_restarted(&self) -> bool {
         let server = self.server_of(self.config().primary().replica);
         let boot = self.live.servers.get(server).filter(|s| s.link.is_some()).map(|s| s.boot);
-        boot.is_some() && boot != self.group.primary_boot
+        boot.is_some() && boot != self.group.primary_boot && !is_on(Sabotage::RestartUnnoticed)
     }
 
     pub fn boot_of(&self, replica: ReplicaId) -> Option<model::id::BootId> {

@@ -7,6 +7,7 @@
 //! (2, 16), and only after its promise (4); a new primary of a failover is alone in its set; a
 //! learner is admitted only on the primary's word for its present stint (15).
 
+use model::sabotage::{Sabotage, is_on};
 use std::time::Duration;
 
 use format::record::Record;
@@ -117,12 +118,17 @@ pub fn candidates(case: &Case<'_>, facts: &GroupLive) -> Vec<ReplicaId> {
     if mirrors().all(|r| case.is_gone(r)) {
         return if case.is_up(primary) { vec![primary] } else { Vec::new() };
     }
+    if is_on(Sabotage::LearnerPromoted) {
+        return case.config().learners().map(|m| m.replica).chain(mirrors()).collect();
+    }
     mirrors().filter(|r| case.is_up(*r)).collect()
 }
 
 fn failover(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     // `Prepare` names the same epoch; the promise of it is what makes the switch safe.
-    let promised = |r: &ReplicaId| case.live.promised(*r) >= case.next_epoch();
+    let promised = |r: &ReplicaId| {
+        case.live.promised(*r) >= case.next_epoch() || is_on(Sabotage::FailoverWithoutPromise)
+    };
     let successor = candidates(case, facts).into_iter().find(promised)?;
     facts.hand_over = None;
     if out_of_reach(case, facts) {
@@ -208,8 +214,9 @@ fn is_learner(role: Role) -> bool {
 }
 
 fn admit(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
-    let (epoch, learner) = facts.ready?;
     let stint = facts.stint?;
+    let begun = is_on(Sabotage::LearnerAdmitted).then_some((stint.since, stint.learner));
+    let (epoch, learner) = begun.or(facts.ready)?;
     if learner != stint.learner
         || epoch < stint.since
         || !case.primary_runs()

@@ -7,6 +7,7 @@
 //! Invariants: one learner at a time; a member leaves only when the desired set can do without
 //! it; a replica is removed only when the primary acts under a configuration without it.
 
+use model::sabotage::{Sabotage, is_on};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -142,6 +143,7 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
         let stopped = |at| case.now.since(at) >= case.timing.hand_over;
         let late =
             h.handed_over.is_some_and(stopped) || case.now.since(h.started) >= case.timing.drain;
+        let late = late && !is_on(Sabotage::HandOverWithoutEnd);
         if stale || late {
             facts.hand_over = None;
             if late {

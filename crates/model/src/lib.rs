@@ -9,6 +9,7 @@ pub mod epoch;
 pub mod group;
 pub mod id;
 pub mod limits;
+pub mod sabotage;
 pub mod state;
 pub mod time;
 pub mod units;

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(feature = "sabotage")]
+use model::sabotage::{self, Sabotage};
 use sim::{
     arguments::Arguments,
     scenario::{
@@ -30,6 +32,7 @@ end, everything must come to its end, and what guests saw and replicas hold is c
 
   cargo xtask sim [--seeds N] [--seed S] [--jobs J] [--plain] [--striped] [--length SECONDS]
   cargo xtask sim --seed S --trace            one seed, and what happened in it
+  cargo xtask sim --breaks [--seeds N]        breaks the protocol on purpose; each must be found
   cargo xtask sim --shapes [--seed S]         one partition of each shape, and what it costs a guest
 
   --seeds N      so many seeds (100)
@@ -53,6 +56,7 @@ struct Wanted {
     jobs: usize,
     keep_going: bool,
     shapes: bool,
+    breaks: bool,
     run: Options,
 }
 
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         }
         Ok(wanted) => {
             let well = match (wanted.shapes, wanted.run.keep_trace) {
+                _ if wanted.breaks => breaks(&wanted),
                 (true, _) => shapes(&wanted),
                 (false, true) => one(&wanted),
                 (false, false) => many(&wanted),
@@ -90,6 +95,7 @@ fn wanted(mut arguments: Arguments) -> Result<Wanted, String> {
         jobs: arguments.value("--jobs")?.unwrap_or(cores),
         keep_going: arguments.flag("--keep-going"),
         shapes: arguments.flag("--shapes"),
+        breaks: arguments.flag("--breaks"),
         run: Options {
             length: Duration::from_secs(arguments.value("--length")?.unwrap_or(20)),
             striped: arguments.flag("--striped"),
@@ -131,6 +137,46 @@ fn shapes(wanted: &Wanted) -> bool {
         }
     }
     well
+}
+
+/// Breaks one rule of the protocol after the other; returns whether each was noticed.
+#[cfg(feature = "sabotage")]
+fn breaks(wanted: &Wanted) -> bool {
+    panic::set_hook(Box::new(|_| {}));
+    let next = AtomicU64::new(0);
+    let missed: Mutex<Vec<Sabotage>> = Mutex::default();
+    std::thread::scope(|scope| {
+        let work = || {
+            while let Some(&broken) = Sabotage::ALL
+                .get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("a handful"))
+            {
+                sabotage::activate(Some(broken));
+                let seeds = wanted.seed..wanted.seed + wanted.seeds;
+                let found = seeds.clone().find_map(|seed| run(seed, &wanted.run).err());
+                sabotage::activate(None);
+                match found {
+                    Some(violation) => {
+                        let what: String = violation.what.chars().take(100).collect();
+                        println!("{broken:?}: seed {}: {what}", violation.seed);
+                    }
+                    None => {
+                        println!("{broken:?}: NOT FOUND in {} seeds", wanted.seeds);
+                        missed.lock().expect("nobody panics with it").push(broken);
+                    }
+                }
+            }
+        };
+        (0..wanted.jobs).for_each(|_| drop(scope.spawn(work)));
+    });
+    let missed = missed.into_inner().expect("nobody panics with it");
+    println!("{} breaks, not found: {missed:?}", Sabotage::ALL.len());
+    missed.is_empty()
+}
+
+#[cfg(not(feature = "sabotage"))]
+fn breaks(_: &Wanted) -> bool {
+    eprintln!("only `cargo xtask sim --breaks` is built so that it can break anything");
+    false
 }
 
 fn one(wanted: &Wanted) -> bool {

@@ -39,7 +39,12 @@ fn main() -> ExitCode {
 fn simulate(arguments: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["run", "--quiet", "--profile", "proof", "-p", "sim", "--"]).args(arguments);
+    let arguments: Vec<String> = arguments.collect();
+    command.args(["run", "--quiet", "--profile", "proof", "-p", "sim"]);
+    if arguments.iter().any(|argument| argument == "--breaks") {
+        command.args(["--features", "sabotage"]);
+    }
+    command.arg("--").args(arguments);
     match command.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,

@@ -7,6 +7,7 @@ use format::data::{Change, DataMessage, Replicate};
 use model::{
     epoch::{Epoch, ModSeq},
     id::ReplicaId,
+    sabotage::{Sabotage, is_on},
     time::Instant,
 };
 
@@ -79,7 +80,8 @@ impl Primary {
     /// Whether changes of this range need the peer's acknowledgement.
     fn needs(&self, replica: ReplicaId, range: Range) -> bool {
         self.config.is_in_sync(replica)
-            || self.fills.get(&replica).is_some_and(|fill| fill.wants(range))
+            || (!is_on(Sabotage::FilledNotForwarded)
+                && self.fills.get(&replica).is_some_and(|fill| fill.wants(range)))
     }
 
     fn replicate(&self, turn: &mut Turn<'_>, replica: ReplicaId, mod_seq: ModSeq, flight: &Flight) {
@@ -162,6 +164,14 @@ impl Primary {
         }
     }
 
+    /// Nobody waits for the member any more, though it counts: only on purpose.
+    pub(super) fn forgive(&mut self, turn: &mut Turn<'_>, replica: ReplicaId) {
+        for flight in self.flights.values_mut() {
+            flight.owed.remove(&replica);
+        }
+        self.recount_flights(turn);
+    }
+
     /// What is owed to nobody who counts is complete.
     pub(super) fn recount_flights(&mut self, turn: &mut Turn<'_>) {
         let mut flights = std::mem::take(&mut self.flights);
@@ -179,7 +189,10 @@ impl Primary {
     /// Acknowledges a change that everybody has who must have it.
     fn finish_flight(&mut self, turn: &mut Turn<'_>, mod_seq: ModSeq) {
         let Some(flight) = self.flights.get(&mod_seq) else { return };
-        if self.phase == Phase::Deposed || flight.own || !flight.owed.is_empty() {
+        if self.phase == Phase::Deposed
+            || flight.own
+            || !(flight.owed.is_empty() || is_on(Sabotage::AcknowledgedAlone))
+        {
             return;
         }
         let flight = self.flights.remove(&mod_seq).expect("looked at above");

@@ -7,6 +7,7 @@ use model::{
     epoch::Epoch,
     group::Role,
     id::{ReplicaId, ServerId},
+    sabotage::{Sabotage, is_on},
     time::Instant,
 };
 
@@ -111,7 +112,9 @@ impl Primary {
             let peer = self.peers.get_mut(&replica).expect("listed just now");
             (peer.heard, peer.refusal, peer.reported) = (turn.now, None, None);
             self.reset_fill(turn, replica);
-            self.resend(turn, replica, Epoch::MAX);
+            if !is_on(Sabotage::NotSentAgain) {
+                self.resend(turn, replica, Epoch::MAX);
+            }
             self.ask_source_again(turn, replica);
         }
         self.ask_mirrors_again(turn, Some(server));
@@ -185,6 +188,9 @@ impl Primary {
                 peer.reported = Some(turn.now);
                 let (group, epoch) = (self.config.group, self.config.epoch);
                 turn.tell(ToManager::MemberSilent { group, epoch, silent: replica });
+                if is_on(Sabotage::ShrunkAlone) {
+                    self.forgive(turn, replica);
+                }
             }
         }
     }

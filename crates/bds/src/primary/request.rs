@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use engine::api::{OpError, Outcome, Request};
 use format::data::{Change, DataMessage, RequestId, Status};
+use model::sabotage::{Sabotage, is_on};
 use model::{
     epoch::{AttachGeneration, Epoch},
     limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, RESYNC_UNIT_BYTES},
@@ -24,6 +25,9 @@ use super::{Barrier, Owner, Phase, Primary, room::has_slots};
 /// Requests that wait for the throttle; a node manager has fewer in flight, but those of a
 /// session that was replaced may still be here.
 const QUEUE_MAX: usize = 2 * IN_FLIGHT_REQUESTS_MAX;
+
+/// No request covers it.
+pub(super) const NOWHERE: Range = Range { start: u64::MAX - 1, end: u64::MAX };
 
 #[derive(Debug)]
 pub struct Guest {
@@ -117,7 +121,7 @@ impl Primary {
         let wanted = self.config.attach_generation;
         let status = match self.phase {
             Phase::Deposed => Status::Moved,
-            _ if attach < wanted => Status::Fenced,
+            _ if attach < wanted && !is_on(Sabotage::FencedServed) => Status::Fenced,
             _ if attach > wanted || epoch > self.config.epoch => Status::NotReady,
             _ => match self.sessions.open(id.session, attach, conn) {
                 Opening::Ignore => return,
@@ -125,6 +129,9 @@ impl Primary {
                 Opening::Superseded(before) => {
                     if let Some(before) = before {
                         self.drop_session(turn, before);
+                    }
+                    if is_on(Sabotage::SessionOpenedEarly) {
+                        return self.reply(turn, (conn, epoch, id), Answer::bare(Status::Ok));
                     }
                     self.barrier = Some(asked);
                     return;
@@ -289,7 +296,9 @@ impl Primary {
 
     fn lock(&mut self, turn: &mut Turn<'_>, ticket: u64) {
         let guest = self.guests.get_mut(&ticket).expect("taken up just now");
-        let (lock, granted) = self.locks.take(guest.range, guest.work.mode());
+        let unlocked = is_on(Sabotage::ReadUncommitted) && guest.work.mode() == Mode::Shared;
+        let range = if unlocked { NOWHERE } else { guest.range };
+        let (lock, granted) = self.locks.take(range, guest.work.mode());
         guest.stage = Stage::Waiting(lock);
         self.owners.insert(lock, Owner::Guest(ticket));
         if granted {

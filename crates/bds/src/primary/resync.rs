@@ -13,6 +13,7 @@ use format::{
     ctl::ToManager,
     data::{DataMessage, DigestQuery, FillRegion, Status},
 };
+use model::sabotage::{Sabotage, is_on};
 use model::{
     group::{Member, Role},
     id::ReplicaId,
@@ -23,6 +24,7 @@ use crate::{
     turn::{Op, Turn},
 };
 
+use super::request::NOWHERE;
 use super::{
     Owner, Primary, REPEAT,
     fill::{Fill, Kind, Next, Region, State, Task},
@@ -65,7 +67,8 @@ impl Primary {
                 return;
             }
             fill.admitted = true;
-            match fill.next(turn.now, size, turn.timing.fill_window) {
+            let next = fill.next(turn.now, size, turn.timing.fill_window);
+            match if is_on(Sabotage::LearnerReadyEarly) { Next::Ready } else { next } {
                 Next::Wait => return,
                 Next::Ready => {
                     fill.state = State::Ready;
@@ -79,7 +82,8 @@ impl Primary {
 
     fn begin_task(&mut self, turn: &mut Turn<'_>, learner: ReplicaId, kind: Kind, range: Range) {
         let token = turn.token();
-        let (lock, granted) = self.locks.take(range, Mode::Shared);
+        let unlocked = is_on(Sabotage::FilledWithoutHold);
+        let (lock, granted) = self.locks.take(if unlocked { NOWHERE } else { range }, Mode::Shared);
         self.owners.insert(lock, Owner::Fill { learner, token });
         let (sent, learner_digest, source_digest) = (None, None, None);
         let task = Task { kind, range, lock, sent, learner_digest, source_digest };
@@ -198,7 +202,7 @@ impl Primary {
         }
         let (Some(ours), Some(theirs)) = (task.source_digest, task.learner_digest) else { return };
         let (kind, range) = (task.kind, task.range);
-        match (kind, ours == theirs) {
+        match (kind, ours == theirs || is_on(Sabotage::DifferenceIgnored)) {
             (Kind::Compare, true) => fill.filled.add(range),
             (Kind::Compare, false) => fill.add_regions(range, turn.now),
             (Kind::Verify, true) => {}

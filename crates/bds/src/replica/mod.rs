@@ -9,6 +9,7 @@
 
 mod record;
 
+use model::sabotage::{Sabotage, is_on};
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -358,7 +359,7 @@ impl Replica {
         match &mut self.role {
             Role::Primary(primary) if config.epoch > primary.epoch() => {
                 primary.depose(turn);
-                uncertain |= primary.has_changes_in_flight();
+                uncertain |= primary.has_changes_in_flight() && !is_on(Sabotage::StaleForgotten);
             }
             Role::Primary(_) => return,
             Role::Mirror(mirror) => {

@@ -6,6 +6,7 @@ use format::{
     ctl::ToManager,
     replica::{PART_BYTES_MAX, ReplicaRecord},
 };
+use model::sabotage::{Sabotage, is_on};
 use model::units::ByteCount;
 
 use crate::{
@@ -50,7 +51,8 @@ impl Replica {
     ) {
         assert!(self.pending.is_none(), "one change of the record at a time");
         assert!(record.promised >= self.record.promised, "a promise is never taken back");
-        let durable = record == self.record && size == self.size;
+        let forgotten = then == Then::Promised && is_on(Sabotage::PromiseForgotten);
+        let durable = (record == self.record && size == self.size) || forgotten;
         if !durable {
             let request = Request::SetReplicaMeta { replica: self.id, size, meta: encode(&record) };
             turn.request(Op::Record, request);
