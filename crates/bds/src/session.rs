@@ -26,6 +26,9 @@ pub struct Session {
     live: BTreeMap<u64, u64>,
     /// Changes acknowledged not long ago.
     done: BTreeSet<u64>,
+    /// Of those, the ones that took effect when nobody waited for them any more: they may be waiting
+    /// again, for themselves.
+    settled: BTreeSet<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -74,8 +77,8 @@ impl Sessions {
             }
         }
         let before = self.end();
-        let (live, done) = (BTreeMap::new(), BTreeSet::new());
-        self.current = Some(Session { id, attach, conn, live, done });
+        let (live, done, settled) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        self.current = Some(Session { id, attach, conn, live, done, settled });
         Opening::Superseded(before)
     }
 
@@ -131,11 +134,29 @@ impl Sessions {
         let Some(session) = self.current.as_mut().filter(|s| s.id == id.session) else { return };
         session.live.remove(&id.request);
         if acknowledged {
-            session.done.insert(id.request);
-            if session.done.len() > 2 * IN_FLIGHT_REQUESTS_MAX {
-                session.done.pop_first();
-            }
+            remember(&mut session.done, id.request);
         }
+    }
+
+    /// A change took effect whose request had been sent away, to be asked again.
+    pub fn settle(&mut self, id: RequestId) {
+        if let Some(session) = self.current.as_mut().filter(|s| s.id == id.session) {
+            remember(&mut session.done, id.request);
+            remember(&mut session.settled, id.request);
+        }
+    }
+
+    /// Whether a change that was taken up as new has taken effect meanwhile.
+    pub fn is_settled(&self, id: RequestId) -> bool {
+        let session = self.current.as_ref().filter(|s| s.id == id.session);
+        session.is_some_and(|s| s.settled.contains(&id.request))
+    }
+}
+
+fn remember(requests: &mut BTreeSet<u64>, request: u64) {
+    requests.insert(request);
+    if requests.len() > 2 * IN_FLIGHT_REQUESTS_MAX {
+        requests.pop_first();
     }
 }
 

@@ -21,4 +21,6 @@ pub mod reader;
 #[cfg(feature = "world")]
 pub mod scenario;
 #[cfg(feature = "world")]
+mod watch;
+#[cfg(feature = "world")]
 pub mod world;

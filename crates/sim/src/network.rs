@@ -1,7 +1,7 @@
 //! Simulated links: ordered, delayed, and broken when either end dies or a fault strikes.
 //!
 //! A link belongs to the process that wants it; it is dialled again until it stands. What is in
-//! transit when it breaks is lost. What is sent in a direction that is cut waits, as it does in a
+//! transit when it breaks is lost, or comes late, on the old link, when there is a new one already. What is sent in a direction that is cut waits, as it does in a
 //! socket, until the cut is healed or the link given up; then each end learns of it in its own time.
 
 use std::{
@@ -24,7 +24,7 @@ pub enum Process {
 }
 
 /// One direction of one link's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Life(pub u64);
 
 #[derive(Debug)]
@@ -47,6 +47,7 @@ pub struct Broken {
     pub to: Process,
     pub near: bool,
     pub far: bool,
+    pub life: Life,
     pub conn: ConnId,
 }
 
@@ -125,6 +126,7 @@ impl Network {
             to: to.clone(),
             near: link.up || link.abandoned,
             far: link.up,
+            life: link.life,
             conn: link.conn,
         }
     }

@@ -32,6 +32,7 @@ use crate::{
     drive::{Drive, faults::Faults},
     network::{Life, Network, Process},
     random::Random,
+    watch::Watch,
 };
 
 /// Milliseconds since 1970 at the start of every run.
@@ -116,6 +117,7 @@ enum Happening {
     FarLearns {
         to: Process,
         to_life: u64,
+        life: Life,
         conn: bds_api::ConnId,
     },
 }
@@ -235,6 +237,9 @@ pub struct World {
     /// What each node shows: volume and size.
     pub exports: BTreeMap<(NodeId, VolumeId), u64>,
     pub trace: Option<Vec<String>>,
+    watch: Watch,
+    /// Ends of links that do not know yet that they have ended, and what reaches them until they do.
+    lingering: BTreeMap<Life, Vec<Happening>>,
 }
 
 impl World {
@@ -282,6 +287,8 @@ impl World {
             answered: Vec::new(),
             exports: BTreeMap::new(),
             trace: None,
+            watch: Watch::default(),
+            lingering: BTreeMap::new(),
         }
     }
 
@@ -349,6 +356,11 @@ impl World {
         self.now = at;
         self.happen(happening);
         true
+    }
+
+    /// A rule of the protocol that a machine has not kept, whether or not anybody suffers from it.
+    pub fn take_wrong(&mut self) -> Option<String> {
+        self.watch.take_wrong()
     }
 
     pub fn trace(&mut self, line: impl FnOnce() -> String) {
@@ -425,23 +437,26 @@ impl World {
         match happening {
             Happening::GivenUp { from, to, life } => self.given_up(&from, &to, life),
             Happening::NearLearns { from, to, life } => self.near_learns(&from, &to, life),
-            Happening::FarLearns { to, to_life, conn } => {
-                if self.life(&to) == to_life {
-                    self.tell_far(&to, conn);
-                }
+            Happening::FarLearns { to, to_life, life, conn } => {
+                self.far_learns(&to, to_life, life, conn);
             }
             Happening::Start { process } => self.start(&process),
             Happening::Wake { process, life } => self.wake(&process, life),
             Happening::Dialled { from, to, life } => self.dialled(&from, &to, life),
             Happening::Data { from, to, life, outward, wire } => {
                 if self.network.is_current(&from, &to, life) {
-                    self.deliver(&from, &to, outward, &wire);
+                    let conn = bds_api::ConnId(self.conn(&from, &to));
+                    self.deliver(&from, &to, outward.then_some(conn), &wire);
+                } else if outward && let Some(late) = self.lingering.get_mut(&life) {
+                    late.push(Happening::Data { from, to, life, outward, wire });
                 }
             }
             Happening::ToManager { from, life, message } => {
                 if self.network.is_current(&from, &Process::Manager, life) {
                     let link = control_api::LinkId(self.conn(&from, &Process::Manager));
                     self.feed_manager(control_api::Event::LinkReceived { link, message });
+                } else if let Some(late) = self.lingering.get_mut(&life) {
+                    late.push(Happening::ToManager { from, life, message });
                 }
             }
             Happening::FromManager { to, life, message } => {
@@ -488,7 +503,7 @@ impl World {
                 if self.manager.life == life {
                     let (number, writes) = self.manager.pending.take().expect("one in flight");
                     assert_eq!(number, commit);
-                    apply(&mut self.manager.records, &writes);
+                    self.apply(&writes);
                     self.feed_manager(control_api::Event::Committed { commit });
                 }
             }
@@ -499,13 +514,16 @@ impl World {
             }
         }
     }
-}
 
-fn apply(records: &mut BTreeMap<String, Record>, writes: &[Write]) {
-    for write in writes {
-        match write {
-            Write::Put(record) => drop(records.insert(record.key(), record.clone())),
-            Write::Delete(record) => drop(records.remove(&record.key())),
+    /// What the manager wanted to store is stored.
+    fn apply(&mut self, writes: &[Write]) {
+        let records = &mut self.manager.records;
+        self.watch.commits(records, writes);
+        for write in writes {
+            match write {
+                Write::Put(record) => drop(records.insert(record.key(), record.clone())),
+                Write::Delete(record) => drop(records.remove(&record.key())),
+            }
         }
     }
 }

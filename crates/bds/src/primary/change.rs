@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use engine::api::{OpError, Outcome, Request};
-use format::data::{Change, DataMessage, Replicate};
+use format::data::{Change, DataMessage, Replicate, RequestId};
 use model::{
     epoch::{Epoch, ModSeq},
     id::ReplicaId,
@@ -22,6 +22,8 @@ use super::{Phase, Primary, STUCK};
 pub struct Flight {
     /// Who waits for it; nobody any more after this primary was deposed.
     ticket: Option<u64>,
+    /// Whose it was then: it is not to be carried out again if this primary goes on after all (9).
+    orphan_of: Option<RequestId>,
     lock: LockId,
     range: Range,
     change: Change,
@@ -69,8 +71,8 @@ impl Primary {
         let request =
             Request::Change { replica, mod_seq, offset: range.start, change: change.clone() };
         turn.request(Op::Change(mod_seq), request);
-        let (ticket, own, since) = (Some(ticket), true, turn.now);
-        let flight = Flight { ticket, lock, range, change, own, owed, since };
+        let (ticket, orphan_of, own, since) = (Some(ticket), None, true, turn.now);
+        let flight = Flight { ticket, orphan_of, lock, range, change, own, owed, since };
         for &replica in flight.owed.keys() {
             self.replicate(turn, replica, mod_seq, &flight);
         }
@@ -155,11 +157,11 @@ impl Primary {
         }
     }
 
-    /// Nobody waits for the change any more; it stays owed.
-    pub(super) fn orphan_flight(&mut self, ticket: u64) {
+    /// Nobody waits for the change of that request any more; it stays owed.
+    pub(super) fn orphan_flight(&mut self, ticket: u64, id: RequestId) {
         for flight in self.flights.values_mut() {
             if flight.ticket == Some(ticket) {
-                flight.ticket = None;
+                (flight.ticket, flight.orphan_of) = (None, Some(id));
             }
         }
     }
@@ -198,7 +200,12 @@ impl Primary {
         let flight = self.flights.remove(&mod_seq).expect("looked at above");
         match flight.ticket {
             Some(ticket) => self.change_done(turn, ticket),
-            None => self.release(flight.lock),
+            None => {
+                if let Some(id) = flight.orphan_of {
+                    self.sessions.settle(id);
+                }
+                self.release(flight.lock);
+            }
         }
     }
 }

@@ -194,7 +194,7 @@ impl Primary {
             if matches!(guest.stage, Stage::Running(_)) && of_change {
                 let guest = self.guests.remove(&ticket).expect("listed above");
                 self.forget_running(&guest);
-                self.orphan_flight(ticket);
+                self.orphan_flight(ticket, guest.id);
                 self.sessions.ended(guest.id, false);
                 let to = (guest.conn, guest.epoch, guest.id);
                 self.reply(turn, to, Answer::bare(Status::Moved));
@@ -325,6 +325,9 @@ impl Primary {
         let (replica, range) = (self.id, guest.range);
         let (offset, length) = (range.start, range.length());
         let request = match &mut guest.work {
+            Work::Change(_) if self.sessions.is_settled(guest.id) => {
+                return self.finish(turn, ticket, Answer::bare(Status::Ok));
+            }
             Work::Change(change) => {
                 let change = change.take().expect("a change starts once");
                 return self.order(turn, (ticket, lock), range, change);

@@ -62,6 +62,9 @@ impl Run {
     }
 
     pub(super) fn take_answers(&mut self) -> Result<(), String> {
+        if let Some(what) = self.world.take_wrong() {
+            return Err(what);
+        }
         for answered in std::mem::take(&mut self.world.answered) {
             let now = self.world.now;
             if let Some(pending) = self.zombies.remove(&answered.token) {

@@ -7,7 +7,7 @@ use control::machine as control_api;
 use model::{id::BootId, time::Instant};
 use node::api as node_api;
 
-use super::{Fed, Happening, World, apply};
+use super::{Fed, Happening, World};
 use crate::network::Process;
 
 impl World {
@@ -26,7 +26,7 @@ impl World {
                 if let Some((_, writes)) = self.manager.pending.take()
                     && self.random.chance(50)
                 {
-                    apply(&mut self.manager.records, &writes);
+                    self.apply(&writes);
                 }
             }
             Process::Server(id) => {
@@ -50,8 +50,16 @@ impl World {
             }
         }
         self.paused.remove(process);
+        if let Process::Server(id) = process {
+            self.watch.server_dies(id);
+        }
         for broken in self.network.break_all(process) {
-            self.tell_broken(broken);
+            // What it had sent may still be on its way.
+            if broken.from == *process && self.random.chance(30) {
+                self.linger(broken);
+            } else {
+                self.tell_broken(broken);
+            }
         }
     }
 

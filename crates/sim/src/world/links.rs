@@ -25,7 +25,50 @@ impl World {
         let (from, to) = self.random.pick(&links).clone();
         self.trace(|| format!("RESET {from:?} -> {to:?}"));
         let broken = self.network.break_link(&from, &to);
+        if self.random.chance(30) { self.linger(broken) } else { self.tell_broken(broken) }
+    }
+
+    /// The near end is rid of the link. The far end learns of it later, and until then gets what was on
+    /// its way: perhaps after the near end has said more on another link.
+    pub(super) fn linger(&mut self, mut broken: Broken) {
+        if std::mem::take(&mut broken.far) {
+            let to_life = self.life(&broken.to);
+            let (to, life, conn) = (broken.to.clone(), broken.life, broken.conn);
+            let longest = if self.random.chance(50) { 30_000 } else { 3_000_000 };
+            let delay = self.random.micros(0, longest);
+            self.lingering.insert(life, Vec::new());
+            self.schedule(delay, Happening::FarLearns { to, to_life, life, conn });
+        }
         self.tell_broken(broken);
+    }
+
+    /// Everything that was on its way has come, and then the end.
+    pub(super) fn far_learns(
+        &mut self,
+        to: &Process,
+        to_life: u64,
+        life: Life,
+        conn: bds_api::ConnId,
+    ) {
+        let late = self.lingering.remove(&life).unwrap_or_default();
+        if self.life(to) != to_life {
+            return;
+        }
+        for happening in late {
+            match happening {
+                Happening::Data { from, to, wire, .. } => {
+                    self.trace(|| "late, on an older link:".to_owned());
+                    self.deliver(&from, &to, Some(conn), &wire);
+                }
+                Happening::ToManager { message, .. } => {
+                    self.trace(|| format!("late, on an older link: {message:?}"));
+                    let link = control_api::LinkId(conn.0);
+                    self.feed_manager(control_api::Event::LinkReceived { link, message });
+                }
+                _ => unreachable!("nothing else is kept"),
+            }
+        }
+        self.tell_far(to, conn);
     }
 
     /// Nothing gets through from the one to the other, for a while. Links between the two die if
@@ -57,8 +100,8 @@ impl World {
         if !self.network.is_severed(from, to) {
             return;
         }
-        let delay = self.random.micros(0, 3_000_000);
         if self.random.chance(50) {
+            let delay = self.random.micros(0, 3_000_000);
             if let Some(conn) = self.network.abandon(from, to, life) {
                 self.trace(|| format!("GIVEN UP {from:?} -> {to:?}, at the far end"));
                 self.tell_far(to, conn);
@@ -67,13 +110,8 @@ impl World {
             }
         } else if self.network.life(from, to) == Some(life) {
             self.trace(|| format!("GIVEN UP {from:?} -> {to:?}, at the near end"));
-            let mut broken = self.network.break_link(from, to);
-            if std::mem::take(&mut broken.far) {
-                let (to, conn) = (to.clone(), broken.conn);
-                let to_life = self.life(&to);
-                self.schedule(delay, Happening::FarLearns { to, to_life, conn });
-            }
-            self.tell_broken(broken);
+            let broken = self.network.break_link(from, to);
+            self.linger(broken);
         }
     }
 
@@ -140,7 +178,7 @@ impl World {
 
     /// Tells both ends, and dials again for who still wants it.
     pub(super) fn tell_broken(&mut self, broken: Broken) {
-        let Broken { from, to, near, far, conn } = broken;
+        let Broken { from, to, near, far, conn, .. } = broken;
         if far {
             self.tell_far(&to, conn);
         }
@@ -195,17 +233,23 @@ impl World {
         self.schedule_at(at, Happening::Data { from, to, life, outward, wire });
     }
 
-    pub(super) fn deliver(&mut self, from: &Process, to: &Process, outward: bool, wire: &Bytes) {
+    /// On that connection of the far end, or back to who wanted the link.
+    pub(super) fn deliver(
+        &mut self,
+        from: &Process,
+        to: &Process,
+        outward: Option<bds_api::ConnId>,
+        wire: &Bytes,
+    ) {
         let frame = frame::decode(&mut BytesMut::from(&wire[..])).expect("we encoded it");
         let message = DataMessage::from_frame(frame.expect("whole")).expect("we encoded it");
         self.trace(|| {
             let text = format!("{message:?}");
-            let arrow = if outward { "->" } else { "<-" };
+            let arrow = if outward.is_some() { "->" } else { "<-" };
             format!("{from:?} {arrow} {to:?}: {}", text.chars().take(300).collect::<String>())
         });
-        if outward {
+        if let Some(conn) = outward {
             let Process::Server(server) = to else { unreachable!("data goes to servers") };
-            let conn = bds_api::ConnId(self.conn(from, to));
             self.feed_server(server, bds_api::Event::MessageReceived { conn, message });
             return;
         }

@@ -17,6 +17,7 @@ impl World {
         }
         let (now, wall) = (self.local(&Process::Manager), self.wall());
         let Some(machine) = &mut self.manager.machine else { return };
+        self.watch.manager_handles(&event);
         let mut out = Vec::new();
         machine.handle(now, wall, event, &mut out);
         self.act_manager(out);
@@ -66,6 +67,7 @@ impl World {
         let now = self.local(&this);
         let server = self.servers.get_mut(id).expect("known");
         let Some(machine) = &mut server.machine else { return };
+        self.watch.server_handles(id, &event);
         let mut out = Vec::new();
         machine.handle(now, event, &mut out);
         self.act_server(id, out);
@@ -76,6 +78,7 @@ impl World {
         let this = Process::Server(id.clone());
         for action in actions {
             let life = self.servers[id].life;
+            self.watch.server_acts((id, life), self.now, &action);
             let server = id.clone();
             match action {
                 bds_api::Action::ReadDrive { drive, device, token, offset, length } => {
