@@ -241,6 +241,12 @@ fn from_server(
                 live.mark(group.config.group);
             }
         }
+        ToManager::ReplicaStale { replica } => {
+            facts.replicas.remove(&replica);
+            if let Some(group) = group_of(context.state, server, replica) {
+                live.mark(group.config.group);
+            }
+        }
         ToManager::Promised { replica, epoch, state } => {
             if let Some(group) = group_of(context.state, server, replica) {
                 facts.replicas.insert(replica, state);

@@ -52,6 +52,11 @@ pub enum ToManager {
     ReplicaRemoved {
         replica: ReplicaId,
     },
+    /// What it holds does not count any more, though its server is up: it may have changes that nobody
+    /// acknowledged, or miss some that were.
+    ReplicaStale {
+        replica: ReplicaId,
+    },
     /// The promise is durable; `state` is the replica as it stands.
     Promised {
         replica: ReplicaId,

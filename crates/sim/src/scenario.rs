@@ -275,6 +275,7 @@ impl Run {
             until = self.next_end().map_or(until, |e| until.min(e));
             while self.world.step(until) {
                 self.take_answers()?;
+                self.strike_at_moments();
             }
             self.end_due();
             if self.world.now >= next_guest {

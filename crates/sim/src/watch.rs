@@ -57,10 +57,15 @@ impl Watch {
         }
     }
 
-    pub fn manager_handles(&mut self, event: &control_api::Event) {
+    pub fn manager_handles(&mut self, now: Instant, event: &control_api::Event) {
         if let control_api::Event::LinkReceived { message, .. } = event {
-            self.records.told(message);
+            self.records.told(now, message);
         }
+    }
+
+    /// It asks for what will be stored next.
+    pub fn manager_decides(&mut self, now: Instant) {
+        self.records.decided = now;
     }
 
     /// To be called before these become what is stored.
@@ -80,6 +85,9 @@ impl Watch {
 
     pub fn server_handles(&mut self, server: &ServerId, event: &bds_api::Event) {
         let life = self.lives.entry(server.clone()).or_default();
+        if let Some(replica) = life.requests.deposed(event) {
+            life.members.doubts(replica);
+        }
         life.requests.handles(event);
         life.members.handles(&self.promised, event);
     }

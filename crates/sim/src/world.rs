@@ -204,6 +204,15 @@ struct NodeProcess {
     cached: Vec<Attach>,
 }
 
+/// When it hurts a server most to fail: just when it has said something that others go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    Promised,
+    HandedOver,
+    LearnerReady,
+    Adopted,
+}
+
 /// A guest's request that was answered, or lost with its node manager.
 #[derive(Debug)]
 pub struct Answered {
@@ -237,6 +246,8 @@ pub struct World {
     /// What each node shows: volume and size.
     pub exports: BTreeMap<(NodeId, VolumeId), u64>,
     pub trace: Option<Vec<String>>,
+    /// What has been said that a scenario may want to interrupt, until it looks.
+    pub moments: Vec<(ServerId, Moment)>,
     watch: Watch,
     /// Ends of links that do not know yet that they have ended, and what reaches them until they do.
     lingering: BTreeMap<Life, Vec<Happening>>,
@@ -287,6 +298,7 @@ impl World {
             answered: Vec::new(),
             exports: BTreeMap::new(),
             trace: None,
+            moments: Vec::new(),
             watch: Watch::default(),
             lingering: BTreeMap::new(),
         }

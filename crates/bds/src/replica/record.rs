@@ -132,6 +132,8 @@ impl Replica {
                 state: self.report(turn.allocated),
             }),
             Then::Refuse(conn) => {
+                // Until it registers again the manager takes it for what it was: a successor.
+                turn.tell(ToManager::ReplicaStale { replica: self.id });
                 turn.reply(conn, refused_unknown(self.record.group, self.id));
             }
             Then::Follow(conn) => {

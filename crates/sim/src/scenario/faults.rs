@@ -3,7 +3,10 @@
 use model::id::DriveName;
 
 use super::*;
-use crate::drive::faults::{Faults, Rates};
+use crate::{
+    drive::faults::{Faults, Rates},
+    world::Moment,
+};
 
 /// What may go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +112,42 @@ impl Run {
         }
     }
 
+    /// A server has just said something that others go by: now and then something befalls it at once.
+    pub(super) fn strike_at_moments(&mut self) {
+        for (server, moment) in std::mem::take(&mut self.world.moments) {
+            let often = if moment == Moment::Adopted { 2 } else { 12 };
+            if !self.options.all_faults || !self.world.random.chance(often) {
+                continue;
+            }
+            self.world.trace(|| format!("STRIKE {server} at {moment:?}"));
+            let victim = Process::Server(server);
+            match self.world.random.below(4) {
+                0 => self.kill_for_a_while(&victim),
+                1 => self.kill_for_a_while(&Process::Manager),
+                2 => {
+                    self.world.pause(&victim);
+                    self.ends_later(End::Pause(victim));
+                }
+                // Its guests reach it, and nobody who knows more than it does.
+                _ => {
+                    let deciders: Vec<Process> = self.world.processes();
+                    let deciders = deciders.iter().filter(|p| !matches!(p, Process::Node(_)));
+                    for decider in deciders.filter(|p| **p != victim).cloned().collect::<Vec<_>>() {
+                        self.world.cut(&decider, &victim);
+                    }
+                    self.ends_later(End::Cuts);
+                }
+            }
+        }
+    }
+
+    fn kill_for_a_while(&mut self, victim: &Process) {
+        let power = self.world.random.chance(50);
+        self.kill(victim, power);
+        let down = self.how_long();
+        self.world.start_later(victim, down);
+    }
+
     pub(super) fn kill(&mut self, victim: &Process, power: bool) {
         self.outcome.kills += 1;
         self.world.kill(victim, power);
@@ -130,7 +169,7 @@ impl Run {
         }
     }
 
-    fn ends_later(&mut self, end: End) {
+    pub(super) fn ends_later(&mut self, end: End) {
         let at = self.world.now + self.how_long();
         self.ends.insert((at, end));
     }

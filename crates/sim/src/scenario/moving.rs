@@ -17,6 +17,13 @@ impl Run {
             return;
         }
         self.by_force = self.world.random.chance(60);
+        if self.by_force && self.options.all_faults && self.world.random.chance(30) {
+            // Why people use force: nobody hears of that machine, and it may be alive.
+            let node = Process::Node(self.node.clone());
+            self.world.cut(&node, &Process::Manager);
+            self.world.cut(&Process::Manager, &node);
+            self.ends_later(End::Cuts);
+        }
         self.moving = Some(Moving::Detaching);
         self.outcome.moves += 1;
         // What the former guest still wants may be answered, refused, or left open.

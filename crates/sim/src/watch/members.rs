@@ -6,6 +6,7 @@ use bds::api::{Action, ConnId, Event};
 use format::data::DataMessage;
 use model::{
     epoch::{Epoch, ModSeq},
+    group::Role,
     id::ReplicaId,
 };
 
@@ -15,14 +16,24 @@ pub(super) struct Members {
     follows: BTreeMap<ReplicaId, (Epoch, ConnId)>,
     /// What came from whom it must not follow any more.
     stray: BTreeSet<(ConnId, ReplicaId, ModSeq)>,
+    /// What came since a drive last finished anything.
+    fresh: BTreeSet<(ConnId, ReplicaId, ModSeq)>,
+    /// Was primary with changes in flight when another configuration named it mirror.
+    uncertain: BTreeSet<ReplicaId>,
 }
 
 impl Members {
     pub(super) fn handles(&mut self, promised: &BTreeMap<ReplicaId, Epoch>, event: &Event) {
+        if let Event::DriveWritten { .. } | Event::DriveFlushed { .. } = event {
+            self.fresh.clear();
+        }
         let Event::MessageReceived { conn, message } = event else { return };
         match message {
             DataMessage::Adopt { config } => {
                 for member in &config.members {
+                    if let Role::Learner { .. } = member.role {
+                        self.uncertain.remove(&member.replica);
+                    }
                     let follows =
                         self.follows.entry(member.replica).or_insert((Epoch::NONE, *conn));
                     *follows = (*follows).max((config.epoch, *conn));
@@ -34,6 +45,7 @@ impl Members {
                 let promised = promised.get(&replica).copied().unwrap_or(Epoch::NONE);
                 let obeyed = follows == Some(&(replicate.epoch, *conn));
                 let key = (*conn, replica, replicate.mod_seq);
+                self.fresh.insert(key);
                 if obeyed && replicate.epoch >= promised {
                     self.stray.remove(&key);
                 } else {
@@ -44,12 +56,27 @@ impl Members {
         }
     }
 
+    /// Was primary, with changes in flight, and has learnt of a newer configuration.
+    pub(super) fn doubts(&mut self, replica: ReplicaId) {
+        self.uncertain.insert(replica);
+    }
+
     pub(super) fn acts(&self, action: &Action) -> Result<(), String> {
         let Action::Reply { conn, message: DataMessage::ReplicateAck { replica, mod_seq, .. } } =
             action
         else {
             return Ok(());
         };
+        if self.fresh.contains(&(*conn, *replica, *mod_seq)) {
+            return Err(format!(
+                "replica {replica} acknowledged change {mod_seq}, and its drives did nothing (6)"
+            ));
+        }
+        if self.uncertain.contains(replica) {
+            return Err(format!(
+                "replica {replica} follows after it was primary with changes in flight (19)"
+            ));
+        }
         if self.stray.contains(&(*conn, *replica, *mod_seq)) {
             return Err(format!(
                 "replica {replica} acknowledged change {mod_seq} to a primary that it does not \

@@ -1,28 +1,51 @@
 //! What the manager stores, judged by what it had been told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use format::{ctl::ToManager, record::Group};
 use model::{
     epoch::Epoch,
     id::{GroupId, ReplicaId},
+    time::Instant,
 };
 
+/// A primary that has stopped for a hand-over goes on by itself after a second of its own clock, which
+/// may be 10 % fast.
+const STOPPED: Duration = Duration::from_millis(1_100);
+
 /// What had reached the manager.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Records {
     promised: BTreeMap<ReplicaId, Epoch>,
     /// In which epoch a primary last called a learner ready.
     ready: BTreeMap<ReplicaId, Epoch>,
     /// The last epoch of which a primary said that it stopped in it.
-    handed_over: BTreeMap<GroupId, Epoch>,
+    handed_over: BTreeMap<GroupId, (Epoch, Instant)>,
+    /// When what is stored next was decided.
+    pub(super) decided: Instant,
     adopted: BTreeMap<GroupId, Epoch>,
     /// Since which epoch a replica has been learner without a break.
     learner_since: BTreeMap<ReplicaId, Epoch>,
 }
 
+impl Default for Records {
+    fn default() -> Self {
+        Self {
+            promised: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            handed_over: BTreeMap::new(),
+            decided: Instant::ZERO,
+            adopted: BTreeMap::new(),
+            learner_since: BTreeMap::new(),
+        }
+    }
+}
+
 impl Records {
-    pub(super) fn told(&mut self, message: &ToManager) {
+    pub(super) fn told(&mut self, now: Instant, message: &ToManager) {
         match message {
             ToManager::Promised { replica, epoch, .. } => {
                 raise(&mut self.promised, *replica, *epoch)
@@ -31,7 +54,7 @@ impl Records {
                 raise(&mut self.ready, *learner, *epoch);
             }
             ToManager::HandedOver { group, epoch, .. } => {
-                raise(&mut self.handed_over, *group, *epoch);
+                self.handed_over.insert(*group, (*epoch, now));
             }
             ToManager::Adopted { group, epoch, .. } => raise(&mut self.adopted, *group, *epoch),
             ToManager::RegisterServer(register) => {
@@ -79,9 +102,14 @@ impl Records {
         if begins {
             let promised = self.promised.get(&primary).is_some_and(|e| *e >= new.epoch);
             must(promised, "a primary begins without having promised (4)")?;
-            let handed_over = self.handed_over.get(&old.group) == Some(&old.epoch);
+            let handed_over = self.handed_over.get(&old.group).is_some_and(|(epoch, at)| {
+                *epoch == old.epoch && self.decided.since(*at) < STOPPED
+            });
             let alone = new.in_sync().count() == 1;
-            must(alone || handed_over, "after a failover the primary is not alone")?;
+            must(
+                alone || handed_over,
+                "others stay in the set, and the former primary had not stopped for that",
+            )?;
         }
         removed_in_time(self.adopted.get(&new.group), before, after)
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bds::api::{Action, Event};
+use bds::api::{Action, ConnId, Event};
 use format::{
     ctl::{FromManager, ToManager},
     data::{Change, DataMessage, FillRegion, Replicate, RequestId, Status},
@@ -42,6 +42,9 @@ pub(super) struct Requests {
     offered: BTreeMap<(GroupId, Epoch), GroupConfig>,
     attach: BTreeMap<u64, AttachGeneration>,
     opening: BTreeSet<RequestId>,
+    newest: BTreeMap<u64, ConnId>,
+    /// What came on another than its session's newest connection.
+    late: BTreeSet<(ConnId, RequestId)>,
     /// What came from a guest that had lost the volume already.
     fenced: BTreeMap<RequestId, AttachGeneration>,
     /// Each change, and what it wants to write.
@@ -65,9 +68,22 @@ impl Requests {
         self.configs.get(&group).map(|config| config.primary().replica)
     }
 
+    /// A replica that was primary with changes in flight, and is mirror now.
+    #[must_use]
+    pub(super) fn deposed(&self, event: &Event) -> Option<ReplicaId> {
+        let Event::MessageReceived { message: DataMessage::Adopt { config }, .. } = event else {
+            return None;
+        };
+        let ours = self.configs.get(&config.group).filter(|ours| ours.epoch < config.epoch)?;
+        let replica = ours.primary().replica;
+        let follows = config.mirrors().any(|m| m.replica == replica);
+        let in_flight = self.flights.values().any(|flight| flight.group == config.group);
+        (follows && in_flight).then_some(replica)
+    }
+
     pub(super) fn handles(&mut self, event: &Event) {
         match event {
-            Event::MessageReceived { message, .. } => self.received(message),
+            Event::MessageReceived { conn, message } => self.received(*conn, message),
             Event::ManagerSent { message: FromManager::Configure { config } } => {
                 self.offered.insert((config.group, config.epoch), config.clone());
             }
@@ -77,15 +93,16 @@ impl Requests {
         }
     }
 
-    fn received(&mut self, message: &DataMessage) {
+    fn received(&mut self, conn: ConnId, message: &DataMessage) {
         match message {
             DataMessage::OpenSession { attach, id, .. } => {
                 self.attach.insert(id.session, *attach);
                 self.opening.insert(*id);
+                self.came_on(conn, *id);
             }
-            DataMessage::Read { group, id, .. } => self.asked(*group, *id),
+            DataMessage::Read { group, id, .. } => self.asked(conn, *group, *id),
             DataMessage::Change { group, id, change, .. } => {
-                self.asked(*group, *id);
+                self.asked(conn, *group, *id);
                 if let Some(content) = content(change) {
                     self.wanted.insert(*id, content);
                     self.session_of.insert(content, id.session);
@@ -102,7 +119,17 @@ impl Requests {
         }
     }
 
-    fn asked(&mut self, group: GroupId, id: RequestId) {
+    /// A session belongs to the newest connection that spoke for it.
+    fn came_on(&mut self, conn: ConnId, id: RequestId) {
+        let newest = self.newest.entry(id.session).or_insert(conn);
+        *newest = (*newest).max(conn);
+        if conn < *newest {
+            self.late.insert((conn, id));
+        }
+    }
+
+    fn asked(&mut self, conn: ConnId, group: GroupId, id: RequestId) {
+        self.came_on(conn, id);
         let attach = self.attach.get(&id.session).copied();
         let wanted = self.configs.get(&group).map(|config| config.attach_generation);
         if let Some(attach) = attach.filter(|attach| wanted.is_some_and(|wanted| *attach < wanted))
@@ -162,10 +189,14 @@ impl Requests {
                 self.fills.retain(|(replica, _), _| replica != learner);
                 Ok(())
             }
-            Action::Reply {
-                message: DataMessage::Reply { id, status: Status::Ok, group, .. },
-                ..
-            } => self.replies(now, *group, *id),
+            Action::Reply { conn, message: DataMessage::Reply { id, status, group, .. } }
+                if *status == Status::Ok =>
+            {
+                if self.late.contains(&(*conn, *id)) {
+                    return Err("a request on a connection that is no more counted (9)".to_owned());
+                }
+                self.replies(now, *group, *id)
+            }
             _ => Ok(()),
         }
     }

@@ -16,13 +16,22 @@ use crate::network::{Broken, Life, Process};
 const BEARS: (u64, u64) = (4_000_000, 18_000_000);
 
 impl World {
-    /// Resets one random link that is up.
+    /// Resets one random link that is up, often one with something on its way.
     pub fn reset_a_link(&mut self) {
         let links = self.network.up_links();
         if links.is_empty() {
             return;
         }
-        let (from, to) = self.random.pick(&links).clone();
+        let mut busy = self.queue.values().filter_map(|happening| match happening {
+            Happening::Data { from, to, life, outward: true, .. } => Some((from, to, *life)),
+            _ => None,
+        });
+        let busy = busy.find(|(from, to, life)| self.network.is_current(from, to, *life));
+        let busy = busy.map(|(from, to, _)| (from.clone(), to.clone()));
+        let (from, to) = match busy {
+            Some(busy) if self.random.chance(70) => busy,
+            _ => self.random.pick(&links).clone(),
+        };
         self.trace(|| format!("RESET {from:?} -> {to:?}"));
         let broken = self.network.break_link(&from, &to);
         if self.random.chance(30) { self.linger(broken) } else { self.tell_broken(broken) }

@@ -7,7 +7,7 @@ use format::ctl::ToManager;
 use model::id::{NodeId, ServerId};
 use node::api as node_api;
 
-use super::{Answered, Fed, Happening, World};
+use super::{Answered, Fed, Happening, Moment, World};
 use crate::{drive::zeros, network::Process};
 
 impl World {
@@ -17,7 +17,7 @@ impl World {
         }
         let (now, wall) = (self.local(&Process::Manager), self.wall());
         let Some(machine) = &mut self.manager.machine else { return };
-        self.watch.manager_handles(&event);
+        self.watch.manager_handles(self.now, &event);
         let mut out = Vec::new();
         machine.handle(now, wall, event, &mut out);
         self.act_manager(out);
@@ -47,6 +47,7 @@ impl World {
                 control_api::Action::Commit { commit, writes } => {
                     assert!(self.manager.pending.is_none(), "two commits in flight");
                     self.trace(|| format!("manager commits {writes:?}"));
+                    self.watch.manager_decides(self.now);
                     self.manager.pending = Some((commit, writes));
                     let delay = self.random.micros(300, 4_000);
                     let life = self.manager.life;
@@ -150,7 +151,10 @@ impl World {
                 bds_api::Action::Disconnect { server } => {
                     self.disconnect(&this, &Process::Server(server))
                 }
-                bds_api::Action::SendManager { message } => self.send_manager(&this, message),
+                bds_api::Action::SendManager { message } => {
+                    self.moments.extend(moment(&message).map(|moment| (id.clone(), moment)));
+                    self.send_manager(&this, message);
+                }
                 bds_api::Action::Note(_) | bds_api::Action::DriveOpened { .. } => {}
                 bds_api::Action::Ready => {
                     self.servers.get_mut(id).expect("known").ready = true;
@@ -236,5 +240,15 @@ impl World {
         let delay = self.random.micros(100, 2_000);
         let life = self.nodes[node].life;
         self.schedule(delay, Happening::Export { node: node.clone(), life, event });
+    }
+}
+
+fn moment(message: &ToManager) -> Option<Moment> {
+    match message {
+        ToManager::Promised { .. } => Some(Moment::Promised),
+        ToManager::HandedOver { .. } => Some(Moment::HandedOver),
+        ToManager::LearnerReady { .. } => Some(Moment::LearnerReady),
+        ToManager::Adopted { .. } => Some(Moment::Adopted),
+        _ => None,
     }
 }
