@@ -134,7 +134,12 @@ fn failover(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
     if out_of_reach(case, facts) {
         facts.reach_pause.failed_for(case.now, REACH_PAUSE);
     }
-    let mut decision = case.store(&[(successor, Role::Primary)], None);
+    let mut roles = vec![(successor, Role::Primary)];
+    if is_on(Sabotage::SurvivorsKept) {
+        let others = case.config().in_sync().map(|m| m.replica).filter(|r| *r != successor);
+        roles.extend(others.map(|r| (r, Role::Mirror)));
+    }
+    let mut decision = case.store(&roles, None);
     restamp(case, &mut decision, successor);
     Some(decision)
 }

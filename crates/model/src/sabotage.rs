@@ -42,18 +42,32 @@ pub enum Sabotage {
     SessionOpenedEarly,
     /// A guest that has lost the volume is served (10).
     FencedServed,
-    /// Reads see changes in flight (12).
-    ReadUncommitted,
     /// A primary that was replaced with changes in flight becomes a mirror as it is.
     StaleForgotten,
     /// A hand-over is carried through whenever it is answered.
     HandOverWithoutEnd,
     /// A primary that has restarted is taken for the one it was.
     RestartUnnoticed,
+    /// A primary acknowledges what its own engine has not made durable (6).
+    OwnNotWaited,
+    /// A primary that has restarted goes on under the configuration that it had (8).
+    BegunTwice,
+    /// A configuration is acted on, and not kept over a restart (3).
+    AdoptionForgotten,
+    /// After a failover the other survivors count at once.
+    SurvivorsKept,
+    /// A primary says that it has stopped while changes are in flight.
+    HandedOverInFlight,
+    /// A replica whose content does not count promises to lead (16).
+    StalePromises,
+    /// A node manager sends requests that overlap at the same time.
+    OverlapSent,
+    /// A node manager does not send again what a link lost.
+    RequestLost,
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 29] = [
         Self::AcknowledgedAlone,
         Self::ShrunkAlone,
         Self::MirrorAcknowledgesEarly,
@@ -72,10 +86,17 @@ impl Sabotage {
         Self::OldRequestCounts,
         Self::SessionOpenedEarly,
         Self::FencedServed,
-        Self::ReadUncommitted,
         Self::StaleForgotten,
         Self::HandOverWithoutEnd,
         Self::RestartUnnoticed,
+        Self::OwnNotWaited,
+        Self::BegunTwice,
+        Self::AdoptionForgotten,
+        Self::SurvivorsKept,
+        Self::HandedOverInFlight,
+        Self::StalePromises,
+        Self::OverlapSent,
+        Self::RequestLost,
     ];
 }
 

@@ -24,6 +24,7 @@ use model::{
     epoch::{AttachGeneration, Epoch},
     group::GroupConfig,
     id::{GroupId, ReplicaId, ServerId},
+    sabotage::{Sabotage, is_on},
     time::Instant,
     units::BLOCK,
 };
@@ -183,7 +184,9 @@ impl Session {
     }
 
     pub fn link_up(&mut self, cx: &mut Context<'_>) {
-        self.forget_sent();
+        if !is_on(Sabotage::RequestLost) {
+            self.forget_sent();
+        }
         self.backoff = cx.timing.retry_min;
         self.open(cx);
         self.listen(cx);

@@ -64,7 +64,18 @@ pub struct Options {
     /// Servers have several drives of a kind; replicas are striped, and modified to be striped
     /// otherwise. Guests write across the border of two stripe units.
     pub striped: bool,
+    /// Links between servers break and are back at once, and nothing else happens: that must not cost
+    /// a change of configuration.
+    pub calm: bool,
     pub keep_trace: bool,
+}
+
+impl Options {
+    /// Nothing happens but that links between replicas break.
+    pub fn calm() -> Self {
+        let fault_every = Some(Duration::from_millis(300));
+        Self { fault_every, modify_every: None, calm: true, ..Self::default() }
+    }
 }
 
 impl Default for Options {
@@ -76,6 +87,7 @@ impl Default for Options {
             move_every: None,
             all_faults: false,
             striped: false,
+            calm: false,
             keep_trace: false,
         }
     }
@@ -233,7 +245,14 @@ impl Run {
 
     fn play(&mut self) -> Result<(), String> {
         self.make_volume()?;
+        let epoch = self.epoch();
         self.with_faults()?;
+        if self.options.calm {
+            self.settle(Duration::from_secs(10))?;
+            if self.epoch() != epoch {
+                return Err("a link that broke for a moment changed the configuration".to_owned());
+            }
+        }
         self.heal()?;
         self.read_everything()?;
         self.compare_replicas()?;
@@ -387,6 +406,10 @@ impl Run {
         let shown = self.show();
         let pending = self.pending.len();
         Err(format!("not within {limit_s} s: {what}; {pending} requests pending; volume {shown:?}"))
+    }
+
+    fn epoch(&mut self) -> Option<u64> {
+        self.show()?["epoch"].as_u64()
     }
 
     fn show(&mut self) -> Option<Value> {

@@ -53,6 +53,15 @@ fn a_quiet_run_modifies_without_a_stall() {
 }
 
 #[test]
+fn a_link_between_replicas_that_breaks_changes_nothing() {
+    for seed in 1..11 {
+        let outcome = check(seed, &Options::calm());
+        assert!(outcome.resets > 20, "{outcome:?}");
+        assert!(outcome.longest_wait < Duration::from_secs(1), "{outcome:?}");
+    }
+}
+
+#[test]
 fn faults_lose_nothing_1() {
     faults(1_000, 30);
 }

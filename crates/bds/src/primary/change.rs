@@ -127,7 +127,10 @@ impl Primary {
     ) {
         match outcome {
             Ok(_) => {
-                let flight = self.flights.get_mut(&mod_seq).expect("own changes stay in flight");
+                let Some(flight) = self.flights.get_mut(&mod_seq) else {
+                    assert!(is_on(Sabotage::OwnNotWaited), "own changes stay in flight");
+                    return;
+                };
                 flight.own = false;
                 self.finish_flight(turn, mod_seq);
             }
@@ -192,7 +195,7 @@ impl Primary {
     fn finish_flight(&mut self, turn: &mut Turn<'_>, mod_seq: ModSeq) {
         let Some(flight) = self.flights.get(&mod_seq) else { return };
         if self.phase == Phase::Deposed
-            || flight.own
+            || (flight.own && !is_on(Sabotage::OwnNotWaited))
             || !(flight.owed.is_empty() || is_on(Sabotage::AcknowledgedAlone))
         {
             return;

@@ -34,6 +34,7 @@ use model::{
     epoch::{Epoch, ModSeq},
     group::GroupConfig,
     id::ReplicaId,
+    sabotage::{Sabotage, is_on},
     time::Instant,
     units::ByteCount,
 };
@@ -242,7 +243,8 @@ impl Primary {
     }
 
     fn announce_hand_over(&mut self, turn: &mut Turn<'_>) {
-        let drained = self.flights.is_empty() && self.running == 0;
+        let drained =
+            (self.flights.is_empty() && self.running == 0) || is_on(Sabotage::HandedOverInFlight);
         if self.phase == (Phase::HandingOver { until: None }) && drained {
             let until = Some(turn.now + turn.timing.hand_over_limit);
             self.phase = Phase::HandingOver { until };

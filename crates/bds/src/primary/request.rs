@@ -296,9 +296,7 @@ impl Primary {
 
     fn lock(&mut self, turn: &mut Turn<'_>, ticket: u64) {
         let guest = self.guests.get_mut(&ticket).expect("taken up just now");
-        let unlocked = is_on(Sabotage::ReadUncommitted) && guest.work.mode() == Mode::Shared;
-        let range = if unlocked { NOWHERE } else { guest.range };
-        let (lock, granted) = self.locks.take(range, guest.work.mode());
+        let (lock, granted) = self.locks.take(guest.range, guest.work.mode());
         guest.stage = Stage::Waiting(lock);
         self.owners.insert(lock, Owner::Guest(ticket));
         if granted {

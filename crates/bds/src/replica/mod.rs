@@ -148,7 +148,8 @@ impl Replica {
     /// does not count.
     pub fn is_reported(&self) -> bool {
         let becomes_stale = self.pending.as_ref().is_some_and(|p| p.record.stale);
-        self.created && !self.record.stale && !becomes_stale
+        let unfit = (self.record.stale || becomes_stale) && !is_on(Sabotage::StalePromises);
+        self.created && !unfit
     }
 
     pub fn report(&self, allocated: ByteCount) -> ReplicaReport {
@@ -269,7 +270,8 @@ impl Replica {
     }
 
     fn prepare(&mut self, turn: &mut Turn<'_>, epoch: Epoch) {
-        if epoch < self.record.promised || self.record.stale {
+        let unfit = self.record.stale && !is_on(Sabotage::StalePromises);
+        if epoch < self.record.promised || unfit {
             return;
         }
         if let Role::Primary(primary) = &mut self.role {
@@ -280,7 +282,8 @@ impl Replica {
     }
 
     fn configure(&mut self, turn: &mut Turn<'_>, config: GroupConfig) {
-        if config.check().is_err() || config.group != self.record.group || self.record.stale {
+        let unfit = self.record.stale && !is_on(Sabotage::StalePromises);
+        if config.check().is_err() || config.group != self.record.group || unfit {
             return;
         }
         if let Role::Primary(primary) = &mut self.role {
@@ -292,7 +295,10 @@ impl Replica {
             }
         }
         // What an earlier run of this process adopted is not begun again: its sequences are used.
-        if config.epoch < self.record.promised || config.epoch <= self.record.adopted_epoch() {
+        let again = config.epoch == self.record.adopted_epoch() && is_on(Sabotage::BegunTwice);
+        if config.epoch < self.record.promised
+            || (config.epoch <= self.record.adopted_epoch() && !again)
+        {
             return;
         }
         let size = self.size.max(config.size);

@@ -51,7 +51,11 @@ impl Replica {
     ) {
         assert!(self.pending.is_none(), "one change of the record at a time");
         assert!(record.promised >= self.record.promised, "a promise is never taken back");
-        let forgotten = then == Then::Promised && is_on(Sabotage::PromiseForgotten);
+        let forgotten = match then {
+            Then::Promised => is_on(Sabotage::PromiseForgotten),
+            Then::Lead => is_on(Sabotage::AdoptionForgotten),
+            _ => false,
+        };
         let durable = (record == self.record && size == self.size) || forgotten;
         if !durable {
             let request = Request::SetReplicaMeta { replica: self.id, size, meta: encode(&record) };
@@ -133,7 +137,9 @@ impl Replica {
             }),
             Then::Refuse(conn) => {
                 // Until it registers again the manager takes it for what it was: a successor.
-                turn.tell(ToManager::ReplicaStale { replica: self.id });
+                if !is_on(Sabotage::StalePromises) {
+                    turn.tell(ToManager::ReplicaStale { replica: self.id });
+                }
                 turn.reply(conn, refused_unknown(self.record.group, self.id));
             }
             Then::Follow(conn) => {

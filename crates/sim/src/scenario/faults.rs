@@ -73,6 +73,10 @@ pub(super) enum End {
 
 impl Run {
     pub(super) fn strike(&mut self) {
+        if self.options.calm {
+            self.outcome.resets += 1;
+            return self.world.reset_between_servers();
+        }
         let fault = *self.world.random.pick(&self.faults);
         let processes = self.world.processes();
         let victim = self.world.random.pick(&processes).clone();

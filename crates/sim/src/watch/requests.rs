@@ -181,6 +181,11 @@ impl Requests {
                 }
                 Ok(())
             }
+            Action::SendManager { message: ToManager::HandedOver { group, epoch, .. } } => {
+                let owed = self.flights.values().any(|flight| flight.group == *group);
+                let what = || format!("a hand-over in epoch {epoch} while changes are in flight");
+                if owed { Err(what()) } else { Ok(()) }
+            }
             Action::SendManager { message: ToManager::Promised { state, .. } } => {
                 self.forget(state.group);
                 Ok(())

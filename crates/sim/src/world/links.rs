@@ -16,18 +16,32 @@ use crate::network::{Broken, Life, Process};
 const BEARS: (u64, u64) = (4_000_000, 18_000_000);
 
 impl World {
-    /// Resets one random link that is up, often one with something on its way.
+    /// Breaks one random link that is up, often one with something on its way.
     pub fn reset_a_link(&mut self) {
-        let links = self.network.up_links();
+        self.reset_one_of(self.network.up_links());
+    }
+
+    /// As [`Self::reset_a_link`], one between two servers.
+    pub fn reset_between_servers(&mut self) {
+        let mut links = self.network.up_links();
+        let server = |p: &Process| matches!(p, Process::Server(_));
+        links.retain(|(from, to)| server(from) && server(to));
+        self.reset_one_of(links);
+    }
+
+    fn reset_one_of(&mut self, links: Vec<(Process, Process)>) {
         if links.is_empty() {
             return;
         }
-        let mut busy = self.queue.values().filter_map(|happening| match happening {
-            Happening::Data { from, to, life, outward: true, .. } => Some((from, to, *life)),
+        let mut on_their_way = self.queue.values().filter_map(|happening| match happening {
+            Happening::Data { from, to, life, outward: true, .. }
+                if self.network.is_current(from, to, *life) =>
+            {
+                Some((from.clone(), to.clone()))
+            }
             _ => None,
         });
-        let busy = busy.find(|(from, to, life)| self.network.is_current(from, to, *life));
-        let busy = busy.map(|(from, to, _)| (from.clone(), to.clone()));
+        let busy = on_their_way.find(|link| links.contains(link));
         let (from, to) = match busy {
             Some(busy) if self.random.chance(70) => busy,
             _ => self.random.pick(&links).clone(),
@@ -140,7 +154,7 @@ impl World {
     }
 
     pub(super) fn dialled(&mut self, from: &Process, to: &Process, life: Life) {
-        if !self.network.link(from, to).is_some_and(|l| l.life == life) {
+        if self.network.life(from, to) != Some(life) {
             return;
         }
         if self.network.is_severed(from, to) {
