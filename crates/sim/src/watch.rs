@@ -12,11 +12,11 @@ mod members;
 mod records;
 mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bds::api as bds_api;
 use control::{machine as control_api, state::Write};
-use format::{ctl::ToManager, record::Record};
+use format::{ctl::ToManager, data::DataMessage, record::Record};
 use model::{
     epoch::{Epoch, ModSeq},
     id::{GroupId, ReplicaId, ServerId},
@@ -42,6 +42,9 @@ pub struct Watch {
     adopted: BTreeMap<ReplicaId, Epoch>,
     /// Which replica has ordered changes in an epoch, in which run of its server (8).
     begun: BTreeMap<(GroupId, Epoch), (ReplicaId, u64)>,
+    /// Was primary with changes in flight when another configuration named it mirror, and was not
+    /// filled since.
+    uncertain: BTreeSet<ReplicaId>,
     wrong: Option<String>,
 }
 
@@ -85,8 +88,11 @@ impl Watch {
 
     pub fn server_handles(&mut self, server: &ServerId, event: &bds_api::Event) {
         let life = self.lives.entry(server.clone()).or_default();
-        if let Some(replica) = life.requests.deposed(event) {
-            life.members.doubts(replica);
+        self.uncertain.extend(life.requests.deposed(event));
+        if let bds_api::Event::MessageReceived { message: DataMessage::Adopt { config }, .. } =
+            event
+        {
+            config.learners().for_each(|m| drop(self.uncertain.remove(&m.replica)));
         }
         life.requests.handles(event);
         life.members.handles(&self.promised, event);
@@ -102,14 +108,33 @@ impl Watch {
         let life = self.lives.entry(server.clone()).or_default();
         let rule = life.members.acts(action).and_then(|()| life.requests.acts(now, action));
         self.must(rule);
+        self.must(self.counts(action));
         match action {
             bds_api::Action::SendManager { message } => self.said(message),
-            bds_api::Action::Send {
-                message: format::data::DataMessage::Replicate(replicate),
-                ..
-            } => self.ordered(server, run, (replicate.group, replicate.mod_seq)),
+            bds_api::Action::Send { message: DataMessage::Replicate(replicate), .. } => {
+                self.ordered(server, run, (replicate.group, replicate.mod_seq))
+            }
             _ => {}
         }
+    }
+
+    /// What was primary with changes in flight, and mirror next, holds what nobody else may have (19).
+    fn counts(&self, action: &bds_api::Action) -> Result<(), String> {
+        let replica = match action {
+            bds_api::Action::Reply {
+                message: DataMessage::ReplicateAck { replica, .. }, ..
+            }
+            | bds_api::Action::SendManager {
+                message: ToManager::Promised { replica, .. } | ToManager::Adopted { replica, .. },
+            } => replica,
+            _ => return Ok(()),
+        };
+        if self.uncertain.contains(replica) {
+            return Err(format!(
+                "replica {replica} counts, which was primary with changes in flight before (16, 19)"
+            ));
+        }
+        Ok(())
     }
 
     /// What a server says of its replicas.
@@ -144,8 +169,8 @@ impl Watch {
 
     /// A sequence of an epoch is given by one run of one replica alone (8).
     fn ordered(&mut self, server: &ServerId, run: u64, (group, mod_seq): (GroupId, ModSeq)) {
-        let Some(primary) = self.lives.get(server).and_then(|l| l.requests.primary_of(group))
-        else {
+        let requests = self.lives.get(server).map(|life| &life.requests);
+        let Some(primary) = requests.and_then(|r| r.who_ordered(group, mod_seq)) else {
             return;
         };
         let begun = *self.begun.entry((group, mod_seq.epoch())).or_insert((primary, run));

@@ -131,6 +131,14 @@ impl Replica {
         self.begin(turn, record, self.size, Then::Nothing);
     }
 
+    /// Goes on as the primary that it was before it restarted: only on purpose.
+    pub fn begin_again(&mut self, turn: &mut Turn<'_>) {
+        let led = self.record.adopted.as_ref().map(|c| c.primary().replica);
+        if led == Some(self.id) && is_on(Sabotage::BegunTwice) {
+            self.lead(turn);
+        }
+    }
+
     /// Whether the engine has made it, as far as is known.
     pub fn is_created(&self) -> bool {
         self.created
@@ -295,10 +303,7 @@ impl Replica {
             }
         }
         // What an earlier run of this process adopted is not begun again: its sequences are used.
-        let again = config.epoch == self.record.adopted_epoch() && is_on(Sabotage::BegunTwice);
-        if config.epoch < self.record.promised
-            || (config.epoch <= self.record.adopted_epoch() && !again)
-        {
+        if config.epoch < self.record.promised || config.epoch <= self.record.adopted_epoch() {
             return;
         }
         let size = self.size.max(config.size);
@@ -369,6 +374,9 @@ impl Replica {
             }
             Role::Primary(_) => return,
             Role::Mirror(mirror) => {
+                // It was primary, and has restarted since: what it had in flight nobody knows.
+                let led = self.record.adopted.as_ref().map(|c| c.primary().replica);
+                uncertain |= led == Some(self.id) && !is_on(Sabotage::StaleForgotten);
                 let again = config.epoch == self.record.adopted_epoch();
                 if again && mirror.conn.is_some_and(|current| conn < current) {
                     return;

@@ -13,6 +13,7 @@ use format::{
     ctl::{IncompleteReplica, ToManager},
     replica::{Part, PartRecord, ReplicaRecord, StoredRecord},
 };
+use model::sabotage::{Sabotage, is_on};
 use model::{
     epoch::Epoch,
     id::{DriveName, ReplicaId},
@@ -116,6 +117,8 @@ impl Server {
         self.add(replica);
         if stale {
             self.turn(now, id, out, Replica::mark_stale);
+        } else if is_on(Sabotage::BegunTwice) {
+            self.turn(now, id, out, Replica::begin_again);
         }
     }
 

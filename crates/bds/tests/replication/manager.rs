@@ -382,6 +382,11 @@ impl World {
             ToManager::ReplicaRefused { replica, reason } => {
                 manager.refused.insert(replica, reason);
             }
+            ToManager::ReplicaStale { replica } => {
+                if let Some(held) = manager.held.get_mut(server) {
+                    held.remove(&replica);
+                }
+            }
             ToManager::Promised { epoch, state, .. } => {
                 assert!(state.promised >= epoch);
                 let Step::Promise { next, .. } = &manager.step else { return };

@@ -274,6 +274,44 @@ fn a_hand_over_that_nobody_finishes_ends_by_itself() {
     settle(&mut world);
 }
 
+/// The hand-over reaches the former primary so late that it had gone on, with a change that no member
+/// took. Then it restarts, and does not know of it.
+#[test]
+fn a_former_primary_that_went_on_alone_and_restarted_does_not_count() {
+    use bds::api::{ConnId, Event};
+    use format::data::{Change, DataMessage, RequestId};
+
+    let mut world = started(1, 2);
+    world.write_through(1, 1);
+    let (group, before) = (crate::world::group(), world.manager.config.clone());
+    world.begin_hand_over(replica_id(2));
+    world.run_until(SOON, "the switch", |w| w.manager.config.primary().server == server_name(2));
+    world.sever(&server_name(1), &server_name(2));
+    world.cut_manager(&server_name(1));
+    // It takes nothing up for a second. A program asks it that has not heard of the other, and is gone
+    // before it hears.
+    world.run_for(millis(1_100));
+    let (epoch, attach) = (before.epoch, before.attach_generation);
+    let id = |request| RequestId { session: 77, request };
+    let change = Change::Write {
+        crcs: vec![crc32c::crc32c(&client::block_of(7))],
+        data: client::block_of(7).into(),
+    };
+    for message in [
+        DataMessage::OpenSession { group, epoch, attach, id: id(0) },
+        DataMessage::Change { group, epoch, id: id(1), offset: SIZE - 4096, change },
+    ] {
+        let event = Event::MessageReceived { conn: ConnId(1_000_000), message };
+        world.feed(&server_name(1), event);
+        world.run_for(millis(100));
+    }
+    world.crash(&server_name(1));
+    world.heal();
+    world.run_until(SOON, "it is filled", |w| w.manager.ready_reports > 0);
+    assert_eq!(world.manager.differing, [], "it did not wait to be compared");
+    settle(&mut world);
+}
+
 #[test]
 fn a_change_of_configuration_under_load_is_not_noticed() {
     let mut world = started(5, 2);

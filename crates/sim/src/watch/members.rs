@@ -6,7 +6,6 @@ use bds::api::{Action, ConnId, Event};
 use format::data::DataMessage;
 use model::{
     epoch::{Epoch, ModSeq},
-    group::Role,
     id::ReplicaId,
 };
 
@@ -18,8 +17,6 @@ pub(super) struct Members {
     stray: BTreeSet<(ConnId, ReplicaId, ModSeq)>,
     /// What came since a drive last finished anything.
     fresh: BTreeSet<(ConnId, ReplicaId, ModSeq)>,
-    /// Was primary with changes in flight when another configuration named it mirror.
-    uncertain: BTreeSet<ReplicaId>,
 }
 
 impl Members {
@@ -31,9 +28,6 @@ impl Members {
         match message {
             DataMessage::Adopt { config } => {
                 for member in &config.members {
-                    if let Role::Learner { .. } = member.role {
-                        self.uncertain.remove(&member.replica);
-                    }
                     let follows =
                         self.follows.entry(member.replica).or_insert((Epoch::NONE, *conn));
                     *follows = (*follows).max((config.epoch, *conn));
@@ -56,11 +50,6 @@ impl Members {
         }
     }
 
-    /// Was primary, with changes in flight, and has learnt of a newer configuration.
-    pub(super) fn doubts(&mut self, replica: ReplicaId) {
-        self.uncertain.insert(replica);
-    }
-
     pub(super) fn acts(&self, action: &Action) -> Result<(), String> {
         let Action::Reply { conn, message: DataMessage::ReplicateAck { replica, mod_seq, .. } } =
             action
@@ -70,11 +59,6 @@ impl Members {
         if self.fresh.contains(&(*conn, *replica, *mod_seq)) {
             return Err(format!(
                 "replica {replica} acknowledged change {mod_seq}, and its drives did nothing (6)"
-            ));
-        }
-        if self.uncertain.contains(replica) {
-            return Err(format!(
-                "replica {replica} follows after it was primary with changes in flight (19)"
             ));
         }
         if self.stray.contains(&(*conn, *replica, *mod_seq)) {

@@ -38,6 +38,8 @@ struct Flight {
 pub(super) struct Requests {
     /// Of each group, as its primary here acts on it.
     configs: BTreeMap<GroupId, GroupConfig>,
+    /// Which replica here has acted as primary in which epoch: a server may hold two of one group.
+    led: BTreeMap<(GroupId, Epoch), ReplicaId>,
     /// Named by the manager, and not acted on yet.
     offered: BTreeMap<(GroupId, Epoch), GroupConfig>,
     attach: BTreeMap<u64, AttachGeneration>,
@@ -63,9 +65,9 @@ fn content(change: &Change) -> Option<u64> {
 }
 
 impl Requests {
-    /// Which replica here acts as primary of the group.
-    pub(super) fn primary_of(&self, group: GroupId) -> Option<ReplicaId> {
-        self.configs.get(&group).map(|config| config.primary().replica)
+    /// Which replica here ordered a change.
+    pub(super) fn who_ordered(&self, group: GroupId, mod_seq: ModSeq) -> Option<ReplicaId> {
+        self.led.get(&(group, mod_seq.epoch())).copied()
     }
 
     /// A replica that was primary with changes in flight, and is mirror now.
@@ -175,7 +177,8 @@ impl Requests {
                 self.fills.retain(|_, (at, ..)| at != server);
                 Ok(())
             }
-            Action::SendManager { message: ToManager::Adopted { group, epoch, .. } } => {
+            Action::SendManager { message: ToManager::Adopted { group, replica, epoch } } => {
+                self.led.insert((*group, *epoch), *replica);
                 if let Some(config) = self.offered.get(&(*group, *epoch)) {
                     self.adopts(config.clone());
                 }
@@ -219,6 +222,10 @@ impl Requests {
     fn replicates(&mut self, now: Instant, replicate: &Replicate) -> Result<(), String> {
         let Replicate { group, replica, mod_seq, offset, change, .. } = replicate;
         let Some(config) = self.configs.get(group) else { return Ok(()) };
+        // One that has handed over to another on the same server may go on in vain: its members refuse.
+        if self.who_ordered(*group, *mod_seq) != Some(config.primary().replica) {
+            return Ok(());
+        }
         let (start, end) = (*offset, *offset + u64::from(change.length()));
         let held = self.fills.iter().find(|(_, (_, from, to))| *from < end && start < *to);
         if let Some(((learner, _), _)) = held {
