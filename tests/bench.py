@@ -2,7 +2,8 @@
 
 io       4 KiB random reads and writes at depth 1 and 32, over NBD, beside qemu-nbd serving a file
          on the same disk; targets in turn within a round, median over rounds
-stalls   what a program waits at most at a planned cut-over and at a failover, N times each
+stalls   what a program waits at most at a planned switch, when the primary dies, and when it hangs, N times
+         each, and while the manager is away
 migrate  bytes per second of a migration, beside cp of the same bytes
 engine   one engine on one drive beside the same disk without: durable 4 KiB writes at depth 32 beside
          groups of 32 writes and an fdatasync, reads at depth 32, 1 MiB writes in sequence; in one
@@ -23,6 +24,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "e2e"))
 from nbd import Nbd  # noqa: E402
 from roles import Roles  # noqa: E402
-from service import BINARY, ROOT, Load, Service, run, wait_for  # noqa: E402
+from service import BINARY, ROOT, Load, Service, assert_clean, run, wait_for  # noqa: E402
 
 SIZE = 1 << 30
 
@@ -102,27 +104,77 @@ def bench_io(rounds, seconds):
         service.destroy()
 
 
+def stall(service, uri, strike):
+    """What a program waits at most while `strike` is made, in milliseconds; it sees no error."""
+    load = Load(uri, length=64 << 20, workers=4, rate=800)
+    time.sleep(0.5)
+    strike()
+    time.sleep(0.5)
+    report = load.stop()
+    assert_clean(report)
+    return report["longest_ms"]
+
+
+def told(name, stalls, goals):
+    """One line of JSON, with what is wanted and whether it is met."""
+    ordered = sorted(stalls)
+    found = {"p50": statistics.median(ordered), "p99": ordered[math.ceil(0.99 * len(ordered)) - 1], "max": ordered[-1]}
+    met = all(found[key] <= goal for key, goal in goals.items())
+    print(json.dumps({"stall": name, "trials": len(stalls), **{f"{k}_ms": v for k, v in found.items()},
+                      "goal_ms": goals, "met": met}), flush=True)  # fmt: skip
+
+
 def bench_stalls(count):
     service = Service("--remirror-delay", "5").start()
     volume = service.create(size=4, volume_type="io2", Iops=4000)
     uri = next(u for u in service.attach(volume)["nbd_uris"] if u.startswith("nbd+unix"))
-    found = {"cut-over": [], "failover": []}
-    for index in range(count):
-        service.in_sync(volume)
-        load = Load(uri, length=64 << 20, workers=4, rate=800)
+
+    def primary():
+        return service.replica(volume, "primary")["server"]
+
+    def until_another(before):
+        wait_for(lambda: service.volume(volume)["epoch"] > before["epoch"], 30, "failover")
+
+    def moves(index):
         service.modify(volume, zone=service.zone("b" if index % 2 == 0 else "a"))
         service.modified(volume)
-        found["cut-over"].append(load.stop()["longest_ms"])
-    for _ in range(count):
+
+    def dies(_):
         before = service.in_sync(volume)
-        load = Load(uri, length=64 << 20, workers=4, rate=800)
-        time.sleep(0.5)
-        service.kill(service.replica(volume, "primary")["server"])
-        wait_for(lambda b=before: service.volume(volume)["epoch"] > b["epoch"], 20, "failover")
-        time.sleep(0.5)
-        found["failover"].append(load.stop()["longest_ms"])
-    for name, stalls in found.items():
-        print(f"stall at {name}: p50 {statistics.median(stalls):.0f} ms, max {max(stalls)} ms of {count}: {stalls}")
+        service.kill(primary())
+        until_another(before)
+
+    def hangs(_):
+        before = service.in_sync(volume)
+        pid = service.kill(primary(), signal.SIGSTOP)
+        try:
+            until_another(before)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    kinds = [
+        ("planned switch, while both replicas move", moves, {"p99": 200}),
+        ("the primary's process dies", dies, {"p50": 150, "p99": 1000}),
+        ("the primary's process hangs (SIGSTOP)", hangs, {"p99": 5000}),
+    ]
+    for name, strike, goals in kinds:
+        stalls = []
+        for index in range(count):
+            service.in_sync(volume)
+            stalls.append(stall(service, uri, lambda s=strike, i=index: s(i)))
+        told(name, stalls, goals)
+
+    def without_manager():
+        pid = service.kill("manager", signal.SIGSTOP)
+        try:
+            time.sleep(60)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    service.in_sync(volume)
+    # What the machine itself makes programs wait is in there, as it is without.
+    told("a minute of load and nothing else", [stall(service, uri, lambda: time.sleep(60))], {})
+    told("the manager away for a minute", [stall(service, uri, without_manager)], {"max": 200})
     service.destroy()
 
 
