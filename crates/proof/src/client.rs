@@ -1,4 +1,4 @@
-//! A node manager: one attachment, one session, at most one request per block.
+//! A node manager: one attachment, one session, at most one change in flight per block.
 //!
 //! Decides: when something is sent, and sent again; what an answer means.
 //! Does not: choose what guests write: that may be anything.
@@ -86,12 +86,10 @@ impl Turn<'_> {
         let scope = &self.model.scope;
         let history = &self.state.history;
         for block in 0..scope.blocks {
-            if client.in_flight[usize::from(block)].is_some() {
-                continue;
-            }
             // Blocks are alike, so the first write is to the first.
             let chosen = history.begun > 0 || block == 0;
-            if history.begun < scope.writes && chosen && client.path == Path::Open {
+            let free = client.in_flight[usize::from(block)].is_none() && chosen;
+            if history.begun < scope.writes && free && client.path == Path::Open {
                 actions.push(Action::Write { client: number, block });
             }
             if self.read_value(number, block).is_some() {

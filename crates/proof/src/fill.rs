@@ -15,7 +15,7 @@ use crate::{
     model::{Action, Turn},
     network::{Conn, Message},
     primary::Primary,
-    server::{Job, Origin},
+    server::{Job, Origin, Role},
     state::{Content, Note, Set},
 };
 
@@ -47,7 +47,7 @@ impl Fill {
 /// What a learner was asked to pull, and the image once it has come.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Pull {
-    conn: Conn,
+    pub conn: Conn,
     epoch: u8,
     token: u8,
     block: u8,
@@ -57,12 +57,13 @@ pub struct Pull {
 impl Turn<'_> {
     pub fn fill_actions(&self, at: u8, actions: &mut Vec<Action>) {
         let server = self.state.server(at);
-        if let Some(pull) = server.mirror().and_then(|m| m.pull) {
+        let pulls = server.mirror().map_or(&[][..], |m| &m.pulls);
+        for (index, pull) in (0_u8..).zip(pulls) {
             let source = self.state.server(server.adopted.source());
-            match pull.image {
-                Some(_) => actions.push(Action::Install(at)),
-                None if source.adopted.epoch == pull.epoch => actions.push(Action::Pull(at)),
-                None => {}
+            if pull.image.is_some() {
+                actions.push(Action::Install { learner: at, index });
+            } else if source.adopted.epoch == pull.epoch {
+                actions.push(Action::Pull { learner: at, index });
             }
         }
         let Some(primary) = server.primary() else { return };
@@ -152,32 +153,31 @@ impl Turn<'_> {
     pub fn fill_region(&mut self, at: u8, conn: Conn, epoch: u8, (token, block): (u8, u8)) {
         let server = self.state.server_mut(at);
         let stands = epoch >= server.promised && epoch == server.adopted.epoch;
-        if let crate::server::Role::Mirror(mirror) = &mut server.role
+        if let Role::Mirror(mirror) = &mut server.role
             && mirror.conn == Some(conn)
             && stands
         {
-            mirror.pull = Some(Pull { conn, epoch, token, block, image: None });
+            mirror.pulls.push(Pull { conn, epoch, token, block, image: None });
         }
     }
 
-    fn pull_of(&mut self, at: u8) -> &mut Option<Pull> {
+    fn pulls_of(&mut self, at: u8) -> &mut Vec<Pull> {
         match &mut self.state.server_mut(at).role {
-            crate::server::Role::Mirror(mirror) => &mut mirror.pull,
-            crate::server::Role::Primary(_) => unreachable!("a primary pulls nothing"),
+            Role::Mirror(mirror) => &mut mirror.pulls,
+            Role::Primary(_) => unreachable!("a primary pulls nothing"),
         }
     }
 
     /// The source answers with what it holds now.
-    pub fn pull(&mut self, at: u8) {
+    pub fn pull(&mut self, at: u8, index: usize) {
         let source = self.state.server(at).adopted.source();
-        let block = self.pull_of(at).expect("it pulls").block;
+        let block = self.pulls_of(at)[index].block;
         let image = self.state.server(source).visible(block);
-        self.pull_of(at).as_mut().expect("it pulls").image = Some(image);
+        self.pulls_of(at)[index].image = Some(image);
     }
 
-    pub fn install(&mut self, at: u8) {
-        let pull = self.pull_of(at).take().expect("it pulls");
-        let Pull { conn, token, block, image, .. } = pull;
+    pub fn install(&mut self, at: u8, index: usize) {
+        let Pull { conn, token, block, image, .. } = self.pulls_of(at).remove(index);
         let content = image.expect("it has come");
         let origin = Origin::Installed { conn, token };
         self.state.server_mut(at).engine.push(Job { block, content, origin });

@@ -7,6 +7,7 @@
 use crate::{
     model::Turn,
     network::{Message, Reply},
+    server::{Origin, Role},
     state::{Config, Note},
 };
 
@@ -24,6 +25,50 @@ impl Turn<'_> {
             }
         }
         self.forget_config();
+        (0..servers).for_each(|to| self.forget_numbers(to));
+    }
+
+    /// Of the numbers of connections only the order matters, so those in use are made small.
+    fn forget_numbers(&mut self, to: u8) {
+        let mut used = Vec::new();
+        self.each_number(to, |number| used.push(*number));
+        used.extend([0]);
+        used.sort_unstable();
+        used.dedup();
+        let rank = |number: u8| {
+            let rank = used.binary_search(&number).expect("all were listed");
+            u8::try_from(rank).expect("few connections")
+        };
+        self.each_number(to, |number| *number = rank(*number));
+        self.state.server_mut(to).connections = rank(*used.last().expect("zero is in it"));
+    }
+
+    /// Everywhere that a connection to this server is named.
+    fn each_number(&mut self, to: u8, mut act: impl FnMut(&mut u8)) {
+        for from in 0..self.model.scope.servers + self.model.scope.clients {
+            let link = self.state.links.get_mut(from, to);
+            act(&mut link.number);
+            act(&mut link.late_number);
+        }
+        let server = self.state.server_mut(to);
+        for job in &mut server.engine {
+            match &mut job.origin {
+                Origin::Replicated(conn) | Origin::Installed { conn, .. } => act(&mut conn.number),
+                Origin::Own => {}
+            }
+        }
+        match &mut server.role {
+            Role::Mirror(mirror) => {
+                mirror.conn.iter_mut().for_each(|conn| act(&mut conn.number));
+                mirror.pulls.iter_mut().for_each(|pull| act(&mut pull.conn.number));
+            }
+            Role::Primary(primary) => {
+                primary.session.iter_mut().for_each(|session| act(&mut session.conn.number));
+                primary.barrier.iter_mut().for_each(|(conn, _)| act(&mut conn.number));
+                let tickets = primary.flights.iter_mut().filter_map(|f| f.ticket.as_mut());
+                tickets.for_each(|conn| act(&mut conn.number));
+            }
+        }
     }
 
     /// Changes below the adopted epoch are refused anyway, and the manager asks for nothing below

@@ -161,7 +161,10 @@ impl Turn<'_> {
             }
             return;
         };
-        let ready = |(epoch, who)| who == learner && epoch >= manager.learning_since;
+        let ready = |(epoch, who)| {
+            let present = epoch >= manager.learning_since || self.has(Break::OldReadyBelieved);
+            who == learner && present
+        };
         if manager.ready.is_some_and(ready) {
             actions.push(Action::Admit);
         }
@@ -177,6 +180,7 @@ impl Turn<'_> {
         manager.before = manager.stored;
         manager.stored = Config { epoch, primary, mirrors, learner, generation, boot };
         manager.hand_over = None;
+        let old_ready = self.model.broken.contains(&Break::OldReadyBelieved);
         let in_sync = manager.before.in_sync();
         if !in_sync.contains(primary) || !in_sync.meets(manager.stored.in_sync()) {
             self.state.history.note(Wrong::NotInSync);
@@ -184,6 +188,8 @@ impl Turn<'_> {
         let manager = &mut self.state.manager;
         if learner.is_none() {
             manager.learning_since = 0;
+        }
+        if learner.is_none() && !old_ready {
             manager.ready = None;
         }
     }
@@ -223,7 +229,9 @@ impl Turn<'_> {
             return self.store_members(mirrors.with(learner), None);
         }
         self.store_members(mirrors, Some(learner));
-        self.state.manager.ready = None;
+        if !self.has(Break::OldReadyBelieved) {
+            self.state.manager.ready = None;
+        }
         self.state.manager.learning_since = self.state.manager.stored.epoch;
     }
 

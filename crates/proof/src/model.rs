@@ -50,8 +50,8 @@ pub enum Action {
     Announce(u8),
     Resume(u8),
     Fill { primary: u8, block: u8 },
-    Pull(u8),
-    Install(u8),
+    Pull { learner: u8, index: u8 },
+    Install { learner: u8, index: u8 },
     Compare { primary: u8, block: u8 },
     GiveMemberUp { primary: u8, member: u8 },
     // Links; `from` counts clients after servers.
@@ -115,7 +115,7 @@ impl Proof {
             let server = state.server_mut(mirror);
             server.connections = 1;
             let conn = Some(Conn { from: 0, number: 1 });
-            server.role = Role::Mirror(Mirror { conn, pull: None });
+            server.role = Role::Mirror(Mirror { conn, pulls: Vec::new() });
         }
         let from = state.links.client(0);
         state.links.get_mut(from, 0).number = 1;
@@ -258,8 +258,8 @@ impl Turn<'_> {
             Action::Announce(server) => self.announce(server),
             Action::Resume(server) => self.resume(server),
             Action::Fill { primary, block } => self.begin_fill(primary, block),
-            Action::Pull(server) => self.pull(server),
-            Action::Install(server) => self.install(server),
+            Action::Pull { learner, index } => self.pull(learner, usize::from(index)),
+            Action::Install { learner, index } => self.install(learner, usize::from(index)),
             Action::Compare { primary, block } => self.compare(primary, block),
             Action::GiveMemberUp { primary, member } => self.give_member_up(primary, member),
             Action::Connect { from, to } => self.connect(from, to),

@@ -5,12 +5,14 @@
 
 use crate::state::Set;
 
+/// What the old primary of a hand-over does when its second is over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HandOvers {
     None,
-    /// The old primary serves again only after the manager has given the hand-over up.
+    /// It serves again only if the manager has given the hand-over up.
     Prompt,
-    /// It may do so as well while it is replaced, because the newer configuration is slow to reach it.
+    /// It may do so as well while it is replaced, because the newer configuration is slow to reach
+    /// it.
     Slow,
     /// It may do so at any time, because its answer was slow to reach the manager.
     Late,
@@ -42,6 +44,8 @@ pub struct Scope {
     pub mended: bool,
     /// Nothing is forgotten: to see that forgetting changes no result.
     pub everything: bool,
+    /// Takes minutes: by command only.
+    pub large: bool,
 }
 
 impl Scope {
@@ -49,25 +53,63 @@ impl Scope {
         Set::first(self.servers)
     }
 
-    const SMALL: Self = Self {
-        name: "small",
+    /// One write of one guest to a primary with a mirror; nothing fails.
+    pub const LEAST: Self = Self {
+        name: "least",
         servers: 2,
         in_sync: 2,
         clients: 1,
         blocks: 1,
-        writes: 2,
-        epochs: 3,
-        crashes: 1,
-        breaks: 1,
-        failover: true,
-        drop: true,
+        writes: 1,
+        epochs: 2,
+        crashes: 0,
+        breaks: 0,
+        failover: false,
+        drop: false,
         learn: false,
         abandon: false,
         hand_over: HandOvers::None,
         mended: false,
         everything: false,
+        large: false,
     };
 }
 
-/// The scopes that the command knows.
-pub const SCOPES: &[Scope] = &[Scope::SMALL];
+const TWO: Scope = Scope { writes: 2, ..Scope::LEAST };
+const LARGE: Scope = Scope { large: true, ..TWO };
+const THREE: Scope = Scope { servers: 3, in_sync: 3, ..LARGE };
+const PROMPT: Scope = Scope { hand_over: HandOvers::Prompt, ..LARGE };
+const LATE: Scope = Scope { hand_over: HandOvers::Late, mended: true, ..LARGE };
+
+/// What is explored to the end without a violation.
+pub const SCOPES: &[Scope] = &[
+    Scope { name: "links", crashes: 1, breaks: 1, failover: true, drop: true, ..TWO },
+    Scope { name: "guests", clients: 2, epochs: 3, failover: true, ..TWO },
+    Scope { name: "learner", blocks: 2, epochs: 4, drop: true, learn: true, ..TWO },
+    Scope { name: "hand-over", epochs: 3, crashes: 1, hand_over: HandOvers::Prompt, ..TWO },
+    Scope { name: "crash", epochs: 3, crashes: 1, failover: true, drop: true, ..LARGE },
+    Scope { name: "crashes", crashes: 2, breaks: 1, failover: true, drop: true, ..LARGE },
+    Scope { name: "guests-crash", clients: 2, epochs: 3, crashes: 1, failover: true, ..LARGE },
+    Scope { name: "refill", epochs: 4, failover: true, learn: true, ..LARGE },
+    Scope { name: "refill-link", epochs: 3, breaks: 1, drop: true, learn: true, ..LARGE },
+    Scope { name: "everybody", epochs: 4, failover: true, learn: true, ..PROMPT },
+    Scope { name: "late, mended", epochs: 3, crashes: 1, ..LATE },
+    Scope { name: "three", writes: 1, epochs: 3, failover: true, drop: true, ..THREE },
+    Scope { name: "three-crash", crashes: 1, failover: true, ..THREE },
+    Scope { name: "three-links", breaks: 1, failover: true, drop: true, ..THREE },
+    Scope { name: "three-refill", in_sync: 2, epochs: 3, failover: true, learn: true, ..THREE },
+    Scope { name: "three-moves", in_sync: 2, epochs: 4, learn: true, drop: true, ..THREE },
+];
+
+/// What has a violation: the finding of `docs/replication.md`, "The model".
+pub const FINDINGS: &[Scope] = &[
+    Scope { name: "restart", crashes: 1, hand_over: HandOvers::Slow, ..TWO },
+    Scope {
+        name: "promise",
+        clients: 2,
+        epochs: 3,
+        failover: true,
+        hand_over: HandOvers::Slow,
+        ..TWO
+    },
+];

@@ -46,7 +46,8 @@ pub struct Job {
 pub struct Mirror {
     /// The primary's connection, once it has said which configuration it acts under.
     pub conn: Option<Conn>,
-    pub pull: Option<Pull>,
+    /// At most one, as one region is filled at a time.
+    pub pulls: Vec<Pull>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -126,7 +127,7 @@ impl Turn<'_> {
         if epoch < server.promised || server.stale {
             return;
         }
-        if self.model.scope.mended && self.was_led_away(at) {
+        if self.would_not_promise(at) {
             self.state.server_mut(at).stale = true;
             self.note(Note::BecameStale);
             return;
@@ -140,26 +141,28 @@ impl Turn<'_> {
         server.answered = server.answered.max(epoch);
     }
 
-    /// The mend that `docs/replication.md` proposes: a replica that acted as primary, and is asked
-    /// for a promise as a mirror, has missed the configuration that made it one. It was in sync
-    /// then only if nothing was in flight, which it does not know after a restart.
-    fn was_led_away(&self, at: u8) -> bool {
+    /// The mend that `docs/replication.md` proposes: a replica that led under its last configuration,
+    /// and is asked for a promise as mirror, has missed the configuration that made it one. It
+    /// counts only if it still knows that nothing was in flight, which it does not after a restart.
+    pub fn would_not_promise(&self, at: u8) -> bool {
         let server = self.state.server(at);
-        let asked_as_mirror = self.state.manager.stored.mirrors.contains(at);
+        let as_mirror = self.state.manager.stored.mirrors.contains(at);
         let uncertain = server.primary().is_none_or(|p| !p.flights.is_empty());
-        asked_as_mirror && server.adopted.primary == at && uncertain
+        self.model.scope.mended && as_mirror && server.adopted.primary == at && uncertain
     }
 
     pub fn may_configure(&self, at: u8, config: &Config) -> bool {
         let server = self.state.server(at);
-        let begun = config.epoch <= server.adopted.epoch
-            && !(self.has(Break::ServesAgain)
-                && config.epoch == server.adopted.epoch
-                && server.primary().is_none());
-        if server.stale || config.epoch < server.promised || begun {
+        let newer = config.epoch > server.adopted.epoch && config.epoch >= server.promised;
+        // As if the process had begun it by itself, or took it from whoever told it.
+        let found = config.epoch == server.adopted.epoch && server.primary().is_none();
+        let again = found && self.has(Break::BegunTwice);
+        let by_itself = found && self.has(Break::ServesAgain);
+        if server.stale || !(newer || again || by_itself) {
             return false;
         }
-        if config.boot != server.boot && !self.has(Break::RestartOverlooked) {
+        let meant = config.boot == server.boot || self.has(Break::RestartOverlooked);
+        if !meant && !by_itself {
             return false;
         }
         match &server.role {
@@ -192,7 +195,8 @@ impl Turn<'_> {
         if config.epoch < promised || config.epoch < adopted.epoch {
             return self.state.links.reply(at, conn, Reply::Refused { epoch: promised });
         }
-        let pull = server.mirror().and_then(|m| m.pull);
+        let pulls = server.mirror().filter(|_| self.has(Break::PullSurvives));
+        let pulls = pulls.map_or_else(Vec::new, |m| m.pulls.clone());
         match &server.role {
             Role::Primary(_) if config.epoch == adopted.epoch => return,
             Role::Primary(primary) => {
@@ -201,7 +205,7 @@ impl Turn<'_> {
             }
             Role::Mirror(mirror) => {
                 let older = mirror.conn.is_some_and(|c| conn.number < c.number);
-                if config.epoch == adopted.epoch && older {
+                if config.epoch == adopted.epoch && older && !self.has(Break::OldAdoptObeyed) {
                     return self.note(Note::LateIgnored);
                 }
                 let led = adopted.primary == at && config.epoch > adopted.epoch;
@@ -209,7 +213,6 @@ impl Turn<'_> {
             }
         }
         let was_learner = adopted.is_learner(at);
-        let pull = pull.filter(|_| self.has(Break::PullSurvives));
         let server = self.state.server_mut(at);
         server.promised = config.epoch;
         if uncertain && as_mirror && !was_learner {
@@ -220,7 +223,7 @@ impl Turn<'_> {
         server.stale &= !as_mirror;
         server.adopted = config;
         let was_primary = server.primary().is_some();
-        server.role = Role::Mirror(Mirror { conn: Some(conn), pull });
+        server.role = Role::Mirror(Mirror { conn: Some(conn), pulls });
         if was_primary {
             self.close_links_of(at);
         }
