@@ -89,6 +89,7 @@ const CRASH_FAILOVER: Scope = Scope { crashes: 1, ..FAILOVER };
 const LEARN: Scope = Scope { in_sync: 1, learn: true, ..WRITE };
 const GUESTS: Scope = Scope { clients: 2, ..WRITE };
 const HAND_OVER: Scope = Scope { hand_over: HandOvers::Prompt, ..CRASH };
+const LATE: Scope = Scope { hand_over: HandOvers::Late, mended: true, ..CRASH };
 const SLOW: Scope = Scope { hand_over: HandOvers::Slow, ..WRITE };
 
 pub const FOUND: &[Found] = &[
@@ -98,10 +99,7 @@ pub const FOUND: &[Found] = &[
     Found { mistake: Break::AcknowledgedEarly, scope: WRITE },
     Found { mistake: Break::PromiseForgotten, scope: CRASH_FAILOVER },
     Found { mistake: Break::PromiseIgnored, scope: FAILOVER },
-    Found {
-        mistake: Break::SwitchUnpromised,
-        scope: Scope { crashes: 1, mended: true, hand_over: HandOvers::Late, ..WRITE },
-    },
+    Found { mistake: Break::SwitchUnpromised, scope: Scope { epochs: 3, ..LATE } },
     Found { mistake: Break::SurvivorsKept, scope: CRASH_FAILOVER },
     Found { mistake: Break::LearnerPromoted, scope: Scope { failover: true, epochs: 3, ..LEARN } },
     Found { mistake: Break::LearnerInSyncAtOnce, scope: LEARN },

@@ -101,8 +101,8 @@ pub struct History {
     pub wrong: Option<Wrong>,
 }
 
-impl History {
-    pub fn new() -> Self {
+impl Default for History {
+    fn default() -> Self {
         Self {
             possible: [Possible::initial(); BLOCKS_MAX],
             open: [Set::EMPTY; BLOCKS_MAX],
@@ -113,7 +113,9 @@ impl History {
             wrong: None,
         }
     }
+}
 
+impl History {
     /// A client asks for a write: its value.
     pub fn begin(&mut self, client: u8, block: u8) -> u8 {
         let (write, at) = (self.begun, usize::from(block));

@@ -91,7 +91,8 @@ fn run(wanted: &Wanted) -> bool {
         return breaks(wanted);
     }
     if wanted.findings {
-        return FINDINGS.iter().fold(true, |well, scope| finding(wanted, scope) && well);
+        let unexpected = FINDINGS.iter().filter(|scope| !finding(wanted, scope)).count();
+        return unexpected == 0;
     }
     let named = |s: &&Scope| wanted.scope.as_ref().is_none_or(|name| s.name == name);
     let sized = |s: &&Scope| wanted.large || wanted.scope.is_some() || !s.large;
@@ -100,8 +101,8 @@ fn run(wanted: &Wanted) -> bool {
     if scopes.is_empty() {
         eprintln!("no scope is like that; without --large, those that take minutes are left out");
     }
-    let explored = scopes.iter().fold(true, |well, scope| sound(wanted, scope) && well);
-    explored && !scopes.is_empty()
+    let unsound = scopes.iter().filter(|scope| !sound(wanted, scope)).count();
+    unsound == 0 && !scopes.is_empty()
 }
 
 fn measured(name: &str, explore: impl FnOnce() -> Outcome) -> Outcome {
@@ -125,6 +126,7 @@ fn show(outcome: &Outcome, paths: bool) {
     }
 }
 
+/// Whether nothing is violated, and everything reached that must be.
 fn sound(wanted: &Wanted, scope: &Scope) -> bool {
     let scope = Scope { everything: wanted.everything, ..*scope };
     let outcome = measured(scope.name, || explore(Proof::new(scope), wanted.threads));
@@ -138,6 +140,7 @@ fn sound(wanted: &Wanted, scope: &Scope) -> bool {
     outcome.violation.is_none() && outcome.missing.is_empty()
 }
 
+/// Whether the violation is there, and gone with the mend.
 fn finding(wanted: &Wanted, scope: &Scope) -> bool {
     let outcome = measured(scope.name, || explore(Proof::new(*scope), 1));
     show(&outcome, wanted.paths);
@@ -148,6 +151,7 @@ fn finding(wanted: &Wanted, scope: &Scope) -> bool {
     outcome.violation.is_some() && healed.violation.is_none()
 }
 
+/// Whether each mistake is found, or masked as it should be.
 fn breaks(wanted: &Wanted) -> bool {
     let mut well = true;
     for found in FOUND {

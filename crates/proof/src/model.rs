@@ -105,7 +105,7 @@ impl Proof {
             servers: (0..servers).map(|s| Server::new(known(s))).collect(),
             clients: (0..clients).map(|c| Client::new(c + 1)).collect(),
             links: Links::new(servers, clients),
-            history: History::new(),
+            history: History::default(),
             crashes_left: self.scope.crashes,
             breaks_left: self.scope.breaks,
             notes: Notes::default(),

@@ -7,6 +7,7 @@ use stateright::Property;
 use crate::{
     history::Wrong,
     model::{Proof, Turn},
+    scope::{HandOvers, Scope},
     state::{Content, Note, Set, State},
 };
 
@@ -94,7 +95,7 @@ fn leader_is_member(_: &Proof, state: &State) -> bool {
 }
 
 /// What the scope must be able to reach, or it proves nothing.
-pub fn reached(scope: &crate::scope::Scope) -> Vec<Property<Proof>> {
+pub fn reached(scope: &Scope) -> Vec<Property<Proof>> {
     let mut reached: Vec<Property<Proof>> = Vec::new();
     macro_rules! sometimes {
         ($name:literal, $condition:expr) => {
@@ -125,6 +126,10 @@ pub fn reached(scope: &crate::scope::Scope) -> Vec<Property<Proof>> {
         sometimes!("a change is refused below a promise", |_: &Proof, s: &State| {
             s.notes.has(Note::RefusedBelowPromise)
         });
+        sometimes!(
+            "what was refused is sent again under the newer epoch",
+            |_: &Proof, s: &State| { s.notes.has(Note::SentAgainAfterRefusal) }
+        );
     }
     if scope.drop {
         sometimes!("a change is complete because a mirror was dropped", |_: &Proof, s: &State| {
@@ -144,7 +149,7 @@ pub fn reached(scope: &crate::scope::Scope) -> Vec<Property<Proof>> {
             }
         );
     }
-    if scope.hand_over != crate::scope::HandOvers::None {
+    if scope.hand_over != HandOvers::None {
         sometimes!(
             "a hand-over is completed, and writes acknowledged after it",
             |_: &Proof, s: &State| {
@@ -158,6 +163,11 @@ pub fn reached(scope: &crate::scope::Scope) -> Vec<Property<Proof>> {
                     })
             }
         );
+    }
+    if matches!(scope.hand_over, HandOvers::Slow | HandOvers::Late) {
+        sometimes!("an old primary becomes stale", |_: &Proof, s: &State| {
+            s.notes.has(Note::BecameStale)
+        });
     }
     if scope.clients > 1 {
         sometimes!("a fenced guest is refused", |_: &Proof, s: &State| s.notes.has(Note::Fenced));

@@ -170,7 +170,6 @@ impl State {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Note {
     LateIgnored,
-    LateObeyed,
     RepetitionAnswered,
     RefusedBelowPromise,
     SentAgainAfterRefusal,
@@ -180,7 +179,6 @@ pub enum Note {
     LearnerAdmitted,
     ForwardedToLearner,
     HandedOver,
-    PrimaryRefusesConfig,
     CrashLost,
     FilledAgain,
     CompletedByDrop,
