@@ -91,7 +91,7 @@ pub const SCOPES: &[Scope] = &[
     Scope { name: "crashes", crashes: 2, breaks: 1, failover: true, drop: true, ..LARGE },
     Scope { name: "guests-crash", clients: 2, epochs: 3, crashes: 1, failover: true, ..LARGE },
     Scope { name: "refill", epochs: 4, failover: true, learn: true, ..LARGE },
-    Scope { name: "refill-link", epochs: 3, breaks: 1, drop: true, learn: true, ..LARGE },
+    Scope { name: "refill-link", epochs: 4, breaks: 1, drop: true, learn: true, ..LARGE },
     Scope { name: "everybody", epochs: 4, failover: true, learn: true, ..PROMPT },
     Scope { name: "late, mended", epochs: 3, crashes: 1, ..LATE },
     Scope { name: "three", writes: 1, epochs: 3, failover: true, drop: true, ..THREE },
