@@ -97,8 +97,24 @@ pub const SCOPES: &[Scope] = &[
     Scope { name: "three", writes: 1, epochs: 3, failover: true, drop: true, ..THREE },
     Scope { name: "three-crash", crashes: 1, failover: true, ..THREE },
     Scope { name: "three-links", breaks: 1, failover: true, drop: true, ..THREE },
-    Scope { name: "three-refill", in_sync: 2, epochs: 3, failover: true, learn: true, ..THREE },
-    Scope { name: "three-moves", in_sync: 2, epochs: 4, learn: true, drop: true, ..THREE },
+    Scope {
+        name: "three-refill",
+        in_sync: 2,
+        epochs: 3,
+        failover: true,
+        learn: true,
+        large: false,
+        ..THREE
+    },
+    Scope {
+        name: "three-moves",
+        in_sync: 2,
+        epochs: 4,
+        learn: true,
+        drop: true,
+        large: false,
+        ..THREE
+    },
 ];
 
 /// What has a violation: the finding of `docs/replication.md`, "The model".
