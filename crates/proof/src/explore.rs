@@ -1,5 +1,5 @@
-//! Explores a scope to its end, or to the first violation, breadth first: a path to a violation is
-//! as short as any.
+//! Explores a scope to its end, or to the first violation, breadth first: with one thread, a path to a
+//! violation is as short as any.
 //!
 //! Decides: what of the checker's result counts. Does not: print, or measure time.
 
@@ -16,7 +16,7 @@ pub struct Outcome {
     /// Different ones, and all that were generated.
     pub states: usize,
     pub generated: usize,
-    /// Of the state that is furthest from the first.
+    /// The longest path that was taken.
     pub depth: usize,
     pub violation: Option<Violation>,
     pub reached: Vec<&'static str>,
