@@ -160,7 +160,8 @@ fn prepare(case: &Case<'_>, replica: ReplicaId) -> Option<Telling> {
         return None;
     }
     let group = case.config().group;
-    let message = FromManager::Prepare { replica, group, epoch };
+    let as_mirror = case.config().mirrors().any(|m| m.replica == replica);
+    let message = FromManager::Prepare { replica, group, epoch, as_mirror };
     Some(to_server(case.server_of(replica), MessageKey::Prepare(replica, epoch), message))
 }
 

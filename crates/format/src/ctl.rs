@@ -333,7 +333,15 @@ pub enum FromManager {
         beside: Vec<DriveName>,
     },
     /// Refuse everything below `epoch` from now on, durably, then answer `Promised`.
-    Prepare { replica: ReplicaId, group: GroupId, epoch: Epoch },
+    Prepare {
+        replica: ReplicaId,
+        group: GroupId,
+        epoch: Epoch,
+        /// The stored configuration names it mirror, whether or not it knows. What it has in flight as
+        /// the primary that it was, nobody else need have.
+        #[serde(default)]
+        as_mirror: bool,
+    },
     /// To the primary of `config`: adopt it durably, tell the members, serve, answer `Adopted`.
     Configure { config: GroupConfig },
     /// To the primary of `epoch`: stop, drain, answer `HandedOver`.

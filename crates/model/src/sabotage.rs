@@ -60,6 +60,8 @@ pub enum Sabotage {
     HandedOverInFlight,
     /// A replica whose content does not count promises to lead (16).
     StalePromises,
+    /// A former primary promises to lead again with changes in flight that no other member took.
+    PromisedInDoubt,
     /// A node manager sends requests that overlap at the same time.
     OverlapSent,
     /// A node manager does not send again what a link lost.
@@ -67,7 +69,7 @@ pub enum Sabotage {
 }
 
 impl Sabotage {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::AcknowledgedAlone,
         Self::ShrunkAlone,
         Self::MirrorAcknowledgesEarly,
@@ -95,6 +97,7 @@ impl Sabotage {
         Self::SurvivorsKept,
         Self::HandedOverInFlight,
         Self::StalePromises,
+        Self::PromisedInDoubt,
         Self::OverlapSent,
         Self::RequestLost,
     ];

@@ -92,7 +92,9 @@ impl Watch {
         if let bds_api::Event::MessageReceived { message: DataMessage::Adopt { config }, .. } =
             event
         {
-            config.learners().for_each(|m| drop(self.uncertain.remove(&m.replica)));
+            for learner in config.learners() {
+                self.uncertain.remove(&learner.replica);
+            }
         }
         life.requests.handles(event);
         life.members.handles(&self.promised, event);

@@ -14,13 +14,14 @@ usage: cargo xtask <task> [--help]
   crash    crash states of the storage engine, compared with a model
   fuzz     decoders on inputs that are nearly valid
   sim      the whole service in virtual time, from seeds, with everything that goes wrong
+  model    the group protocol as a model, in every order of steps
 ";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let task = arguments.next();
-    if task.as_deref() == Some("sim") {
-        return simulate(arguments);
+    if let Some(program) = task.as_deref().and_then(program) {
+        return run(program, arguments);
     }
     let arguments = Arguments::new(arguments);
     let result = match task.as_deref() {
@@ -35,13 +36,22 @@ fn main() -> ExitCode {
     })
 }
 
-/// The simulator has a program of its own, so that the other tasks need not compile every machine.
-fn simulate(arguments: impl Iterator<Item = String>) -> ExitCode {
+/// The simulator and the model have programs of their own, so that the other tasks need not compile
+/// every machine or the checker.
+fn program(task: &str) -> Option<&'static str> {
+    match task {
+        "sim" => Some("sim"),
+        "model" => Some("proof"),
+        _ => None,
+    }
+}
+
+fn run(program: &str, arguments: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     let arguments: Vec<String> = arguments.collect();
-    command.args(["run", "--quiet", "--profile", "proof", "-p", "sim"]);
-    if arguments.iter().any(|argument| argument == "--breaks") {
+    command.args(["run", "--quiet", "--profile", "proof", "-p", program]);
+    if program == "sim" && arguments.iter().any(|argument| argument == "--breaks") {
         command.args(["--features", "sabotage"]);
     }
     command.arg("--").args(arguments);
@@ -49,7 +59,7 @@ fn simulate(arguments: impl Iterator<Item = String>) -> ExitCode {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("cannot run the simulator: {error}");
+            eprintln!("cannot run {program}: {error}");
             ExitCode::from(2)
         }
     }

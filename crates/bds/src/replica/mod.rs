@@ -51,7 +51,7 @@ pub type Image = (Status, Vec<UnitMeta>, Bytes);
 #[derive(Debug)]
 pub enum Input {
     Created,
-    Prepare(Epoch),
+    Prepare { epoch: Epoch, as_mirror: bool },
     Configure(GroupConfig),
     HandOver(Epoch),
     Remove,
@@ -265,7 +265,7 @@ impl Replica {
     fn take(&mut self, turn: &mut Turn<'_>, input: Input) {
         match input {
             Input::Created => turn.tell(ToManager::ReplicaCreated { replica: self.id }),
-            Input::Prepare(epoch) => self.prepare(turn, epoch),
+            Input::Prepare { epoch, as_mirror } => self.prepare(turn, epoch, as_mirror),
             Input::Configure(config) => self.configure(turn, config),
             Input::HandOver(epoch) => {
                 if let Role::Primary(primary) = &mut self.role {
@@ -277,7 +277,7 @@ impl Replica {
         }
     }
 
-    fn prepare(&mut self, turn: &mut Turn<'_>, epoch: Epoch) {
+    fn prepare(&mut self, turn: &mut Turn<'_>, epoch: Epoch, as_mirror: bool) {
         let unfit = self.record.stale && !is_on(Sabotage::StalePromises);
         if epoch < self.record.promised || unfit {
             return;
@@ -285,8 +285,25 @@ impl Replica {
         if let Role::Primary(primary) = &mut self.role {
             primary.promised(turn, epoch);
         }
+        if as_mirror && self.may_hold_more() && !is_on(Sabotage::PromisedInDoubt) {
+            let record = ReplicaRecord { stale: true, ..self.record.clone() };
+            return self.begin(turn, record, self.size, Then::TellStale);
+        }
         let record = ReplicaRecord { promised: epoch, ..self.record.clone() };
         self.begin(turn, record, self.size, Then::Promised);
+    }
+
+    /// Whether it may hold changes that no other member took, from when it was primary: it is so still,
+    /// and they are in flight, or it has restarted since, and nobody knows. Another was made primary after
+    /// it had stopped, but it may have heard so late of that, that it had gone on.
+    fn may_hold_more(&self) -> bool {
+        match &self.role {
+            Role::Primary(primary) => primary.has_changes_in_flight(),
+            Role::Mirror(_) => {
+                let led = self.record.adopted.as_ref().map(|c| c.primary().replica);
+                led == Some(self.id)
+            }
+        }
     }
 
     fn configure(&mut self, turn: &mut Turn<'_>, config: GroupConfig) {
@@ -366,17 +383,12 @@ impl Replica {
             let epoch = self.record.promised;
             return turn.reply(conn, DataMessage::Refused { group, replica, epoch });
         }
-        let mut uncertain = self.record.stale;
         match &mut self.role {
             Role::Primary(primary) if config.epoch > primary.epoch() => {
                 primary.depose(turn);
-                uncertain |= primary.has_changes_in_flight() && !is_on(Sabotage::StaleForgotten);
             }
             Role::Primary(_) => return,
             Role::Mirror(mirror) => {
-                // It was primary, and has restarted since: what it had in flight nobody knows.
-                let led = self.record.adopted.as_ref().map(|c| c.primary().replica);
-                uncertain |= led == Some(self.id) && !is_on(Sabotage::StaleForgotten);
                 let again = config.epoch == self.record.adopted_epoch();
                 if again && mirror.conn.is_some_and(|current| conn < current) {
                     return;
@@ -384,6 +396,8 @@ impl Replica {
             }
         }
         let was_learner = is_learner(self.record.adopted.as_ref(), self.id);
+        let doubtful = self.may_hold_more() && !is_on(Sabotage::StaleForgotten);
+        let uncertain = self.record.stale || doubtful;
         let promised = config.epoch;
         if uncertain && role == MemberRole::Mirror && !was_learner {
             let record = ReplicaRecord { promised, stale: true, ..self.record.clone() };

@@ -35,6 +35,8 @@ pub(super) enum Then {
     Follow(ConnId),
     /// Tell this connection that the replica does not count.
     Refuse(ConnId),
+    /// Tell the manager that the replica does not count.
+    TellStale,
     Lead,
     Remove,
     Nothing,
@@ -75,7 +77,9 @@ impl Replica {
     /// Whether it waits for what the engine was asked in the role it has.
     fn ends_role(&self, then: Then) -> bool {
         match then {
-            Then::Created | Then::Promised | Then::Nothing | Then::Refuse(_) => false,
+            Then::Created | Then::Promised | Then::Nothing | Then::TellStale | Then::Refuse(_) => {
+                false
+            }
             Then::Lead => matches!(self.role, Role::Mirror(_)),
             Then::Follow(_) | Then::Remove => true,
         }
@@ -135,11 +139,9 @@ impl Replica {
                 epoch: self.record.promised,
                 state: self.report(turn.allocated),
             }),
+            Then::TellStale => self.tell_stale(turn),
             Then::Refuse(conn) => {
-                // Until it registers again the manager takes it for what it was: a successor.
-                if !is_on(Sabotage::StalePromises) {
-                    turn.tell(ToManager::ReplicaStale { replica: self.id });
-                }
+                self.tell_stale(turn);
                 turn.reply(conn, refused_unknown(self.record.group, self.id));
             }
             Then::Follow(conn) => {
@@ -165,6 +167,13 @@ impl Replica {
                 let record = self.record.clone();
                 self.pending = Some(Pending { record, size, then: Then::Nothing, durable: false });
             }
+        }
+    }
+
+    /// Until it registers again the manager takes it for what it was: a successor.
+    fn tell_stale(&self, turn: &mut Turn<'_>) {
+        if !is_on(Sabotage::StalePromises) {
+            turn.tell(ToManager::ReplicaStale { replica: self.id });
         }
     }
 

@@ -249,7 +249,9 @@ impl Server {
             FromManager::Scrub { replica, pass } => {
                 return self.scrub_asked(now, (replica, pass), out);
             }
-            FromManager::Prepare { replica, epoch, .. } => (replica, Input::Prepare(epoch)),
+            FromManager::Prepare { replica, epoch, as_mirror, .. } => {
+                (replica, Input::Prepare { epoch, as_mirror })
+            }
             FromManager::Configure { config } => {
                 let Some(primary) = config.members.iter().find(|m| m.role == PRIMARY) else {
                     return;

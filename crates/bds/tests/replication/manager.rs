@@ -265,6 +265,7 @@ impl World {
                     replica: primary.replica,
                     group: group(),
                     epoch: next.epoch,
+                    as_mirror: manager.config.mirrors().any(|m| m.replica == primary.replica),
                 };
                 return self.say(&primary.server.clone(), message);
             }
@@ -385,6 +386,12 @@ impl World {
             ToManager::ReplicaStale { replica } => {
                 if let Some(held) = manager.held.get_mut(server) {
                     held.remove(&replica);
+                }
+                // It will not promise, so another is looked for.
+                if let Step::Promise { next, .. } = &manager.step
+                    && next.primary().replica == replica
+                {
+                    manager.step = Step::None;
                 }
             }
             ToManager::Promised { epoch, state, .. } => {

@@ -274,42 +274,60 @@ fn a_hand_over_that_nobody_finishes_ends_by_itself() {
     settle(&mut world);
 }
 
-/// The hand-over reaches the former primary so late that it had gone on, with a change that no member
-/// took. Then it restarts, and does not know of it.
-#[test]
-fn a_former_primary_that_went_on_alone_and_restarted_does_not_count() {
-    use bds::api::{ConnId, Event};
+/// A hand-over from 1 to 2 of which 1 hears nothing for so long that it goes on, with a change that no
+/// member takes: what a program wants that has not heard either, and is gone before it is answered.
+fn gone_on_alone() -> World {
     use format::data::{Change, DataMessage, RequestId};
 
-    let mut world = started(1, 2);
-    world.write_through(1, 1);
-    let (group, before) = (crate::world::group(), world.manager.config.clone());
-    world.begin_hand_over(replica_id(2));
-    world.run_until(SOON, "the switch", |w| w.manager.config.primary().server == server_name(2));
+    let mut world = World::unscrubbed(1, 2);
+    world.run_until(SOON, "start", |w| w.manager.is_whole() && w.client.config.is_some());
+    world.write_through(5, 1);
+    world.quiesce();
+    let (group, epoch) = (crate::world::group(), world.manager.config.epoch);
     world.sever(&server_name(1), &server_name(2));
-    world.cut_manager(&server_name(1));
-    // It takes nothing up for a second. A program asks it that has not heard of the other, and is gone
-    // before it hears.
+    world.begin_hand_over(replica_id(2));
+    world.run_until(SOON, "the switch", |w| {
+        w.manager.config.primary().server == server_name(2) && w.manager.adopted
+    });
     world.run_for(millis(1_100));
-    let (epoch, attach) = (before.epoch, before.attach_generation);
-    let id = |request| RequestId { session: 77, request };
-    let change = Change::Write {
-        crcs: vec![crc32c::crc32c(&client::block_of(7))],
-        data: client::block_of(7).into(),
-    };
-    for message in [
-        DataMessage::OpenSession { group, epoch, attach, id: id(0) },
-        DataMessage::Change { group, epoch, id: id(1), offset: SIZE - 4096, change },
-    ] {
-        let event = Event::MessageReceived { conn: ConnId(1_000_000), message };
-        world.feed(&server_name(1), event);
-        world.run_for(millis(100));
-    }
+    let block = client::block_of(777);
+    let change = Change::Write { crcs: vec![crc32c::crc32c(&block)], data: block.into() };
+    let id = RequestId { session: 1_000 + world.client.life, request: 9_999 };
+    let message = DataMessage::Change { group, epoch, id, offset: 5 * 4096, change };
+    let conn = bds::api::ConnId(1_000_000);
+    world.feed(&server_name(1), bds::api::Event::MessageReceived { conn, message });
+    world.run_for(millis(50));
+    let former = world.manager.config.mirrors().next().expect("it is mirror").clone();
+    assert_eq!(world.content(&former).values.get(&5), Some(&777), "it went on");
+    // The new primary serves, and shows what was acknowledged.
+    world.read_through(5, 1);
+    world
+}
+
+#[test]
+fn a_former_primary_that_went_on_alone_and_restarted_does_not_count() {
+    let mut world = gone_on_alone();
     world.crash(&server_name(1));
     world.heal();
     world.run_until(SOON, "it is filled", |w| w.manager.ready_reports > 0);
     assert_eq!(world.manager.differing, [], "it did not wait to be compared");
     settle(&mut world);
+    world.crash(&server_name(2));
+    world.read_through(5, 1);
+}
+
+#[test]
+fn a_former_primary_that_went_on_alone_does_not_follow_the_one_that_followed_it() {
+    let mut world = gone_on_alone();
+    world.crash(&server_name(2));
+    world.run_for(Duration::from_secs(5));
+    let primary = world.manager.config.primary().server.clone();
+    assert_eq!(primary, server_name(2), "nobody else has everything and nothing more");
+    world.heal();
+    world.run_until(SOON, "it is filled", |w| w.manager.ready_reports > 0);
+    settle(&mut world);
+    world.crash(&server_name(2));
+    world.read_through(5, 1);
 }
 
 #[test]
@@ -414,7 +432,7 @@ fn a_mirror_that_promised_refuses_the_older_epoch_until_a_newer_one_heals_it() {
         world.run_for(millis(100));
         let epoch = world.manager.config.epoch.next();
         let (replica, group) = (replica_id(2), crate::world::group());
-        let prepare = format::ctl::FromManager::Prepare { replica, group, epoch };
+        let prepare = format::ctl::FromManager::Prepare { replica, group, epoch, as_mirror: true };
         world.command(&server_name(2), prepare);
         world.run_for(millis(20));
         let written = world.client.writes_acknowledged;

@@ -73,14 +73,21 @@ impl Requests {
     /// A replica that was primary with changes in flight, and is mirror now.
     #[must_use]
     pub(super) fn deposed(&self, event: &Event) -> Option<ReplicaId> {
-        let Event::MessageReceived { message: DataMessage::Adopt { config }, .. } = event else {
-            return None;
+        let (group, replica) = match event {
+            Event::MessageReceived { message: DataMessage::Adopt { config }, .. } => {
+                let ours = self.configs.get(&config.group).filter(|o| o.epoch < config.epoch)?;
+                let replica = ours.primary().replica;
+                (config.group, config.mirrors().map(|m| m.replica).find(|r| *r == replica)?)
+            }
+            Event::ManagerSent {
+                message: FromManager::Prepare { replica, group, as_mirror: true, .. },
+            } => {
+                let ours = self.configs.get(group)?.primary().replica;
+                (*group, Some(*replica).filter(|replica| *replica == ours)?)
+            }
+            _ => return None,
         };
-        let ours = self.configs.get(&config.group).filter(|ours| ours.epoch < config.epoch)?;
-        let replica = ours.primary().replica;
-        let follows = config.mirrors().any(|m| m.replica == replica);
-        let in_flight = self.flights.values().any(|flight| flight.group == config.group);
-        (follows && in_flight).then_some(replica)
+        self.flights.values().any(|flight| flight.group == group).then_some(replica)
     }
 
     pub(super) fn handles(&mut self, event: &Event) {

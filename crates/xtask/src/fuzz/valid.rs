@@ -321,7 +321,7 @@ pub fn from_manager(random: &mut Random) -> Vec<u8> {
     let config = config(random);
     let (replica, group, epoch) = (ReplicaId::from_raw(3), config.group, config.epoch);
     let message = match random.below(4) {
-        0 => FromManager::Prepare { replica, group, epoch },
+        0 => FromManager::Prepare { replica, group, epoch, as_mirror: random.chance(50) },
         1 => FromManager::Attach(attach(random)),
         2 => FromManager::HandOver { group, epoch },
         _ => FromManager::Configure { config },
