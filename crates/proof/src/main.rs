@@ -140,13 +140,13 @@ fn sound(wanted: &Wanted, scope: &Scope) -> bool {
     outcome.violation.is_none() && outcome.missing.is_empty()
 }
 
-/// Whether the violation is there, and gone with the mend.
+/// Whether the violation is there, and gone with the rule that mends it.
 fn finding(wanted: &Wanted, scope: &Scope) -> bool {
     let outcome = measured(scope.name, || explore(Proof::new(*scope), 1));
     show(&outcome, wanted.paths);
-    let mended = Scope { mended: true, ..*scope };
+    let doubted = Scope { doubted: true, ..*scope };
     let name = format!("{}, mended", scope.name);
-    let healed = measured(&name, || explore(Proof::new(mended), wanted.threads));
+    let healed = measured(&name, || explore(Proof::new(doubted), wanted.threads));
     show(&healed, true);
     outcome.violation.is_some() && healed.violation.is_none()
 }

@@ -141,14 +141,14 @@ impl Turn<'_> {
         server.answered = server.answered.max(epoch);
     }
 
-    /// The mend that `docs/replication.md` proposes: a replica that led under its last configuration,
+    /// A replica that led under its last configuration,
     /// and is asked for a promise as mirror, has missed the configuration that made it one. It
     /// counts only if it still knows that nothing was in flight, which it does not after a restart.
     pub fn would_not_promise(&self, at: u8) -> bool {
         let server = self.state.server(at);
         let as_mirror = self.state.manager.stored.mirrors.contains(at);
         let uncertain = server.primary().is_none_or(|p| !p.flights.is_empty());
-        self.model.scope.mended && as_mirror && server.adopted.primary == at && uncertain
+        self.model.scope.doubted && as_mirror && server.adopted.primary == at && uncertain
     }
 
     pub fn may_configure(&self, at: u8, config: &Config) -> bool {
@@ -209,7 +209,7 @@ impl Turn<'_> {
                     return self.note(Note::LateIgnored);
                 }
                 let led = adopted.primary == at && config.epoch > adopted.epoch;
-                uncertain |= led && self.model.scope.mended;
+                uncertain |= led && self.model.scope.doubted;
             }
         }
         let was_learner = adopted.is_learner(at);

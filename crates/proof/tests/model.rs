@@ -58,11 +58,11 @@ fn masked_mistakes_show_only_with_another() {
 }
 
 #[test]
-fn what_the_protocol_does_wrong_is_known_and_can_be_mended() {
+fn a_former_primary_that_is_not_doubted_brings_back_what_nobody_acknowledged() {
     for scope in FINDINGS {
-        assert!(explore(Proof::new(*scope), 1).violation.is_some(), "{} is mended", scope.name);
+        assert!(explore(Proof::new(*scope), 1).violation.is_some(), "{} goes well", scope.name);
     }
-    let restart = Scope { mended: true, ..FINDINGS[0] };
+    let restart = Scope { doubted: true, ..FINDINGS[0] };
     assert!(explore(Proof::new(restart), 1).violation.is_none());
 }
 
