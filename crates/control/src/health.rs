@@ -52,7 +52,8 @@ fn faults(view: &View<'_>, group: &Group) -> Vec<String> {
     let facts = view.live.groups.get(&group.config.group);
     let no_place = facts.and_then(|f| f.no_place.as_ref());
     let no_place = no_place.map(|refusal| format!("no place for a replica: {refusal}"));
-    concerned.filter_map(|placed| fault(view, placed)).chain(no_place).collect()
+    let slow = facts.and_then(|f| f.relieved.why.clone());
+    concerned.filter_map(|placed| fault(view, placed)).chain(no_place).chain(slow).collect()
 }
 
 fn fault(view: &View<'_>, placed: &Placed) -> Option<String> {

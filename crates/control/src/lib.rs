@@ -32,6 +32,7 @@ pub mod replacing;
 pub mod router;
 mod scrub;
 mod sigv4;
+mod slow;
 pub mod state;
 mod sts;
 pub mod tags;

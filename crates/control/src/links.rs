@@ -264,6 +264,7 @@ fn from_server(
         | ToManager::HandedOver { .. }
         | ToManager::MemberSilent { .. }
         | ToManager::MemberDiffers { .. }
+        | ToManager::MemberSlow { .. }
         | ToManager::LearnerReady { .. }
         | ToManager::LearnerFailed { .. } => group_report(live, context, server, message),
         _ => return Err("a server does not send this".to_owned()),
@@ -353,6 +354,7 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
     | ToManager::HandedOver { group, .. }
     | ToManager::MemberSilent { group, .. }
     | ToManager::MemberDiffers { group, .. }
+    | ToManager::MemberSlow { group, .. }
     | ToManager::LearnerReady { group, .. }
     | ToManager::LearnerFailed { group, .. }) = message
     else {
@@ -381,6 +383,15 @@ fn group_report(live: &mut Live, context: &Context<'_>, server: &ServerId, messa
         ToManager::MemberDiffers { epoch, member, .. } => {
             if record.config.is_in_sync(member) {
                 facts.differing.insert(member, epoch);
+            }
+        }
+        ToManager::MemberSlow { epoch, member, takes_us, others_take_us, .. } => {
+            if record.config.is_in_sync(member) {
+                let before = facts.slow.get(&member).copied();
+                facts.slow.insert(member, Silence::again(before, epoch, now));
+                facts.relieved.why = Some(format!(
+                    "writes took replica {member} {takes_us} us, and the others {others_take_us} us"
+                ));
             }
         }
         // The later of the two holds.

@@ -146,6 +146,9 @@ pub struct GroupLive {
     pub silent: BTreeMap<ReplicaId, Silence>,
     /// Mirrors that hold something else than the primary, and under which epoch that was seen.
     pub differing: BTreeMap<ReplicaId, Epoch>,
+    /// Members that make all others wait, by what the primary says each second.
+    pub slow: BTreeMap<ReplicaId, Silence>,
+    pub relieved: Relieved,
     pub ready: Option<(Epoch, ReplicaId)>,
     pub failed: Option<LearnerFailure>,
     /// The learner of the configuration.
@@ -176,6 +179,21 @@ pub struct GroupLive {
     /// Bytes moved by fills before the present one.
     pub moved_before: Option<(ReplicaId, u64)>,
     pub progress_saved: Instant,
+}
+
+/// What was done about slow members.
+#[derive(Debug, Default)]
+pub struct Relieved {
+    /// No longer desired, and not to be waited for meanwhile.
+    pub leaving: BTreeSet<ReplicaId>,
+    /// Nothing new is placed there before that.
+    pub drives: BTreeMap<DriveId, Instant>,
+    /// Who was called slow last, by which primary, and when.
+    pub last: Option<(ReplicaId, ReplicaId, Instant)>,
+    /// Whatever is slow next may be slow for another reason: it is borne for a while.
+    pub pause: Pause,
+    /// For people, until the group is whole again.
+    pub why: Option<String>,
 }
 
 /// A learner's time under one source: what is said of an earlier one does not count.
@@ -258,6 +276,15 @@ impl Pause {
 
     pub fn over(&self, now: Instant) -> bool {
         now >= self.until
+    }
+
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// The last failure does not make later pauses longer.
+    pub fn forgive(&mut self) {
+        self.failures = self.failures.saturating_sub(1);
     }
 
     pub fn reset(&mut self) {

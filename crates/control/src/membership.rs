@@ -16,7 +16,7 @@ use model::{group::Role, id::ReplicaId, time::Instant};
 use crate::{
     case::{Case, Decision},
     live::{GroupLive, Silence, Standing, Stint},
-    scrub,
+    scrub, slow,
     state::Write,
 };
 
@@ -55,6 +55,7 @@ fn note(case: &Case<'_>, facts: &mut GroupLive) {
     }
     scrub::note(case, facts);
     facts.differing.retain(|replica, _| config.is_in_sync(*replica));
+    slow::note(case, facts);
     if !case.primary_runs() || case.adopted(facts) {
         facts.unadopted = None;
     } else if facts.unadopted.map(|(epoch, _)| epoch) != Some(config.epoch) {
@@ -85,6 +86,7 @@ pub fn primary_is_gone(case: &Case<'_>, facts: &GroupLive) -> bool {
         || case.primary_restarted()
         || reported_silent(case, facts)
         || out_of_reach(case, facts)
+        || slow::leads(case, facts)
 }
 
 /// A node manager has had no link to the primary for so long that its guests should not wait any
@@ -178,7 +180,9 @@ fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
     let silent = |replica| {
         let standing = case.standing(replica);
         let differs = facts.differing.get(&replica) == Some(&case.config().epoch);
-        if standing.is_lost() || differs {
+        // Another takes its place, and is filled without it.
+        let leaves = facts.relieved.leaving.contains(&replica) && !case.is_desired(replica);
+        if standing.is_lost() || differs || leaves {
             return true;
         }
         let Some(silence) = facts.silent.get(&replica) else { return false };

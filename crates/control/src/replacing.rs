@@ -31,6 +31,7 @@ use crate::{
     modification,
     placement::{Fleet, Refusal, Stored, Wish, ZoneRule, choose},
     random::Random,
+    slow,
     state::State,
 };
 
@@ -110,6 +111,7 @@ pub fn decide(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> Op
     hand_over(case, facts)
         .or_else(|| refresh(case))
         .or_else(|| replace_lost(case, facts, random))
+        .or_else(|| slow::relieve(case, facts, random))
         .or_else(|| begin_learner(case, facts))
         .or_else(|| drop_undesired(case, facts))
 }
@@ -401,6 +403,7 @@ pub fn fleet(state: &State, live: &Live, now: Instant, timing: &Timing) -> Fleet
             }
         }
     }
+    barred.extend(live.groups.values().flat_map(|facts| slow::barred(facts, now)));
     let cordoned = duty::drives(state, Duty::Cordoned).collect();
     let up = live.servers_up(now, timing);
     Fleet { ledger: Ledger::of(state), up, barred, cordoned, stored }

@@ -91,6 +91,15 @@ pub enum ToManager {
         member: ReplicaId,
         offset: u64,
     },
+    /// A member that counts, the primary itself perhaps, takes far longer than all others for the same
+    /// changes, and has for two seconds. Medians.
+    MemberSlow {
+        group: GroupId,
+        epoch: Epoch,
+        member: ReplicaId,
+        takes_us: u64,
+        others_take_us: u64,
+    },
     /// The learner holds everything, is required for every acknowledgement, and has compared
     /// equal. `bytes_moved`: of data, over the wire, for this fill.
     LearnerReady {

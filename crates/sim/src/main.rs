@@ -22,6 +22,7 @@ use sim::{
     scenario::{
         self, Options, Outcome, Violation,
         shapes::{SHAPES, partition},
+        slow::{SLOW, SUFFERS, slow_member},
     },
 };
 
@@ -34,6 +35,7 @@ end, everything must come to its end, and what guests saw and replicas hold is c
   cargo xtask sim --seed S --trace            one seed, and what happened in it
   cargo xtask sim --breaks [--seeds N]        breaks the protocol on purpose; each must be found
   cargo xtask sim --shapes [--seed S]         one partition of each shape, and what it costs a guest
+  cargo xtask sim --slow [--length SECONDS]   one replica's drive or link slow, and what it costs a guest
 
   --seeds N      so many seeds (100)
   --seed S       the first seed (1); the same seed gives the same run
@@ -57,6 +59,7 @@ struct Wanted {
     keep_going: bool,
     shapes: bool,
     breaks: bool,
+    slow: bool,
     run: Options,
 }
 
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Ok(wanted) => {
             let well = match (wanted.shapes, wanted.run.keep_trace) {
                 _ if wanted.breaks => breaks(&wanted),
+                _ if wanted.slow => slow(&wanted),
                 (true, _) => shapes(&wanted),
                 (false, true) => one(&wanted),
                 (false, false) => many(&wanted),
@@ -96,6 +100,7 @@ fn wanted(mut arguments: Arguments) -> Result<Wanted, String> {
         keep_going: arguments.flag("--keep-going"),
         shapes: arguments.flag("--shapes"),
         breaks: arguments.flag("--breaks"),
+        slow: arguments.flag("--slow"),
         run: Options {
             length: Duration::from_secs(arguments.value("--length")?.unwrap_or(20)),
             striped: arguments.flag("--striped"),
@@ -130,6 +135,32 @@ fn shapes(wanted: &Wanted) -> bool {
                 served.stall.as_millis(),
                 served.answers
             ),
+            Err(violation) => {
+                well = false;
+                println!("seed {}: {}", violation.seed, violation.what);
+            }
+        }
+    }
+    well
+}
+
+/// Whether guests of a slow replica are well again in time, and nothing moves twice.
+fn slow(wanted: &Wanted) -> bool {
+    let mut well = true;
+    for (what, factor) in SLOW.into_iter().flat_map(|what| [20, 1_000].map(|by| (what, by))) {
+        match slow_member(wanted.seed, (what, factor), wanted.run.length) {
+            Ok(borne) => {
+                well &= borne.after <= 3 * borne.quiet && borne.left <= 1;
+                println!(
+                    "{{\"slow\":\"{what:?}\",\"factor\":{factor},\"quiet_p99_us\":{},\
+                     \"after_{}s_p99_us\":{},\"suffered_ms\":{},\"replicas_replaced\":{}}}",
+                    borne.quiet.as_micros(),
+                    SUFFERS.as_secs(),
+                    borne.after.as_micros(),
+                    borne.suffered.as_millis(),
+                    borne.left
+                );
+            }
             Err(violation) => {
                 well = false;
                 println!("seed {}: {}", violation.seed, violation.what);

@@ -29,6 +29,7 @@ mod guest;
 mod moving;
 mod params;
 pub mod shapes;
+pub mod slow;
 
 use faults::{End, Fault};
 use moving::Moving;
@@ -188,6 +189,8 @@ struct Run {
     zone: usize,
     size_gib: u64,
     outcome: Outcome,
+    /// When the present guest's requests began, and how long they took.
+    latencies: Vec<(Instant, Duration)>,
 }
 
 /// Runs one seed.
@@ -240,6 +243,7 @@ impl Run {
             zone: 0,
             size_gib: 1,
             outcome: Outcome::default(),
+            latencies: Vec::new(),
         }
     }
 

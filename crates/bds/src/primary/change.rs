@@ -48,6 +48,11 @@ impl Flight {
         self.range
     }
 
+    /// The own engine has it not yet.
+    pub(super) fn is_own(&self) -> bool {
+        self.own
+    }
+
     pub(super) fn is_owed_to(&self, replica: ReplicaId) -> bool {
         self.owed.contains_key(&replica)
     }
@@ -132,6 +137,7 @@ impl Primary {
                     return;
                 };
                 flight.own = false;
+                self.pace.took(turn.now, self.id, turn.now.since(flight.since));
                 self.finish_flight(turn, mod_seq);
             }
             Err(OpError::BadChecksum | OpError::OutOfRange) => {
@@ -156,6 +162,7 @@ impl Primary {
         if let Some(flight) = self.flights.get_mut(&mod_seq)
             && flight.owed.remove(&replica).is_some()
         {
+            self.pace.took(turn.now, replica, turn.now.since(flight.since));
             self.finish_flight(turn, mod_seq);
         }
     }

@@ -10,12 +10,13 @@
 //!
 //! `request` is the path of a guest's request, `change` that of a change to all members, `member`
 //! watches the members, `resync` fills learners, `repair` replaces damaged blocks,
-//! `compare` finds mirrors that differ, `room` lets changes wait while a drive is full.
+//! `compare` finds mirrors that differ, `pace` one that is slow, `room` lets changes wait while a drive is full.
 
 mod change;
 mod compare;
 mod fill;
 mod member;
+mod pace;
 mod repair;
 mod request;
 mod resync;
@@ -49,7 +50,8 @@ use crate::{
 };
 
 use self::{
-    change::Flight, compare::Comparing, fill::Fill, member::Peer, repair::Repair, request::Guest,
+    change::Flight, compare::Comparing, fill::Fill, member::Peer, pace::Pace, repair::Repair,
+    request::Guest,
 };
 
 /// How often silence is looked for while somebody owes an answer.
@@ -127,6 +129,7 @@ pub struct Primary {
     /// Own units that repairs look at.
     examiner: Examiner<u64>,
     comparing: Comparing,
+    pace: Pace,
     tick: Option<Instant>,
 }
 
@@ -157,6 +160,7 @@ impl Primary {
             repairs: BTreeMap::new(),
             examiner: Examiner::default(),
             comparing: Comparing::default(),
+            pace: Pace::default(),
             tick: None,
             config,
         };
@@ -193,6 +197,7 @@ impl Primary {
         if let Some(ended) = self.sessions.fence(self.config.attach_generation) {
             self.drop_session(turn, ended);
         }
+        self.pace.forget();
         self.meet_members(turn);
         self.tell_adopted(turn);
         if was_deposed {
@@ -262,6 +267,7 @@ impl Primary {
         if self.tick.is_some_and(|at| turn.now >= at) {
             self.tick = None;
             self.watch_members(turn);
+            self.watch_pace(turn);
             self.watch_fills(turn);
             self.watch_holds(turn);
             self.ask_mirrors_again(turn, None);

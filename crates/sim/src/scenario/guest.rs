@@ -75,6 +75,7 @@ impl Run {
                 return Err(format!("answered twice: {answered:?}"));
             };
             self.fence();
+            self.latencies.push((pending.began, now - pending.began));
             self.outcome.longest_wait = self.outcome.longest_wait.max(now - pending.began);
             match answered.reply {
                 GuestReply::Done if pending.write => {

@@ -99,7 +99,7 @@ impl Run {
         Ok(served)
     }
 
-    fn use_it(&mut self, length: Duration) -> Result<Served, String> {
+    pub(super) fn use_it(&mut self, length: Duration) -> Result<Served, String> {
         let end = self.world.now + length;
         let (mut stall, mut last) = (Duration::ZERO, self.world.now);
         let first = self.outcome.reads + self.outcome.writes;

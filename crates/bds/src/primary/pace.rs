@@ -1,0 +1,255 @@
+//! Which member makes all others wait.
+//!
+//! Decides: whether one of the in-sync set, the primary itself among them, takes so much longer than all
+//! others for the same changes that guests should not wait for it any more.
+//! Does not: do anything about it. The manager hears of it, and knows whether another place is better.
+//! Invariants: members are compared over the same time and the same changes; one slow moment, or a
+//! handful of changes, says nothing.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use format::ctl::ToManager;
+use model::{id::ReplicaId, time::Instant};
+
+use crate::turn::Turn;
+
+use super::Primary;
+
+/// Latencies are compared over such a time.
+const WINDOW: Duration = Duration::from_millis(500);
+/// In so many of them in a row the same member must be slow.
+const WINDOWS: u32 = 4;
+/// A window in which too little is done to tell ends no row of them, unless it is that long ago.
+const STANDS: Duration = Duration::from_secs(2);
+/// So many changes of each member tell something.
+const CHANGES_MIN: u32 = 8;
+/// Slow is who takes eight times as long as the next slowest, in steps of [`step_of`] ...
+const STEPS_APART: usize = 3 * STEPS_PER_OCTAVE;
+/// ... and so long that guests suffer.
+const FLOOR: Duration = Duration::from_millis(4);
+
+const STEPS_PER_OCTAVE: usize = 4;
+/// Up to 2^24 microseconds.
+const STEPS: usize = 24 * STEPS_PER_OCTAVE;
+
+/// Logarithmic: four steps for each factor of two.
+fn step_of(latency: Duration) -> usize {
+    let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+    let octave = micros.ilog2() as usize;
+    let quarter = if octave < 2 { 0 } else { (micros >> (octave - 2)) as usize & 3 };
+    (octave * STEPS_PER_OCTAVE + quarter).min(STEPS - 1)
+}
+
+/// The shortest latency of a step.
+fn micros_of(step: usize) -> u64 {
+    let (octave, quarter) = (step / STEPS_PER_OCTAVE, step as u64 % 4);
+    if octave < 2 { 1 << octave } else { (4 + quarter) << (octave - 2) }
+}
+
+/// How long the changes of one window took one member.
+#[derive(Debug)]
+struct Tally {
+    counts: [u16; STEPS],
+    count: u32,
+}
+
+impl Tally {
+    fn add(&mut self, latency: Duration) {
+        let count = &mut self.counts[step_of(latency)];
+        *count = count.saturating_add(1);
+        self.count += 1;
+    }
+
+    fn median(&self) -> Option<usize> {
+        if self.count < CHANGES_MIN {
+            return None;
+        }
+        let mut seen = 0;
+        self.counts.iter().position(|&count| {
+            seen += u32::from(count);
+            2 * seen >= self.count
+        })
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { counts: [0; STEPS], count: 0 }
+    }
+}
+
+/// Empty, and without memory of its own, while nothing is written.
+#[derive(Debug, Default)]
+pub struct Pace {
+    since: Option<Instant>,
+    /// By member; the primary's own engine is one.
+    tallies: BTreeMap<ReplicaId, Tally>,
+    streak: Option<Streak>,
+}
+
+/// Who was slow in the last windows, in how many of them in a row, and when the last one ended.
+#[derive(Debug, Clone, Copy)]
+struct Streak {
+    member: ReplicaId,
+    windows: u32,
+    last: Instant,
+}
+
+/// Who is slow, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slow {
+    member: ReplicaId,
+    takes: u64,
+    others_take: u64,
+}
+
+impl Pace {
+    pub fn took(&mut self, now: Instant, member: ReplicaId, latency: Duration) {
+        self.since.get_or_insert(now);
+        self.tallies.entry(member).or_default().add(latency);
+    }
+
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    fn is_over(&mut self, now: Instant) -> bool {
+        now.since(*self.since.get_or_insert(now)) >= WINDOW
+    }
+
+    /// Ends the window; whoever has been slow for long enough. `stuck`: who alone has not done for so long
+    /// what all others have.
+    fn end(
+        &mut self,
+        now: Instant,
+        members: &[ReplicaId],
+        stuck: Option<(ReplicaId, Duration)>,
+    ) -> Option<Slow> {
+        let stuck = stuck.map(|(member, age)| Slow {
+            member,
+            takes: u64::try_from(age.as_micros()).unwrap_or(u64::MAX),
+            others_take: self.tallies.values().filter_map(Tally::median).min().map_or(0, micros_of),
+        });
+        let seen = stuck.map(Some).or_else(|| self.slowest(members));
+        self.since = Some(now);
+        self.tallies.clear();
+        // Where too little was done to tell, what was seen before stands.
+        let before = std::mem::take(&mut self.streak).filter(|s| now.since(s.last) < STANDS);
+        let Some(seen) = seen else {
+            self.streak = before;
+            return None;
+        };
+        let slow = seen?;
+        let windows = before.filter(|s| s.member == slow.member).map_or(1, |s| s.windows + 1);
+        self.streak = Some(Streak { member: slow.member, windows, last: now });
+        (windows >= WINDOWS).then_some(slow)
+    }
+
+    /// Nothing: it cannot be told. No member: none is slow.
+    fn slowest(&self, members: &[ReplicaId]) -> Option<Option<Slow>> {
+        let median = |member| Some((self.tallies.get(member)?.median()?, *member));
+        let mut medians: Vec<_> = members.iter().map(median).collect::<Option<_>>()?;
+        medians.sort_unstable();
+        let &[.., (others, _), (step, member)] = medians.as_slice() else { return None };
+        let is_slow = step >= others + STEPS_APART && step >= step_of(FLOOR);
+        let slow = Slow { member, takes: micros_of(step), others_take: micros_of(others) };
+        Some(is_slow.then_some(slow))
+    }
+}
+
+impl Primary {
+    /// Looks at a window that is over, and tells the manager who is slow.
+    pub(super) fn watch_pace(&mut self, turn: &mut Turn<'_>) {
+        if !self.pace.is_over(turn.now) {
+            return;
+        }
+        let members: Vec<ReplicaId> = self.config.in_sync().map(|m| m.replica).collect();
+        let stuck = self.stuck_at(turn, &members);
+        if let Some(Slow { member, takes, others_take }) = self.pace.end(turn.now, &members, stuck)
+        {
+            let (group, epoch) = (self.config.group, self.config.epoch);
+            let (takes_us, others_take_us) = (takes, others_take);
+            turn.tell(ToManager::MemberSlow { group, epoch, member, takes_us, others_take_us });
+        }
+    }
+
+    /// Who alone has not done the oldest change in flight, if that is old. Where space is short, changes wait
+    /// for it, and that is another matter.
+    fn stuck_at(&self, turn: &Turn<'_>, members: &[ReplicaId]) -> Option<(ReplicaId, Duration)> {
+        let flight = self.flights.values().next()?;
+        let age = turn.now.since(flight.since);
+        if age < WINDOW || self.is_full(turn) {
+            return None;
+        }
+        let owes = |member| flight.is_owed_to(member) || (member == self.id && flight.is_own());
+        let mut owing = members.iter().copied().filter(|member| owes(*member));
+        let (member, nobody_else) = (owing.next()?, owing.next().is_none());
+        (nobody_else && members.len() > 1).then_some((member, age))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(raw: u64) -> ReplicaId {
+        ReplicaId::from_raw(raw)
+    }
+
+    fn window(pace: &mut Pace, latencies: &[(u64, u64)], changes: usize) -> Option<Slow> {
+        for &(member, micros) in latencies {
+            for _ in 0..changes {
+                pace.took(Instant::ZERO, replica(member), Duration::from_micros(micros));
+            }
+        }
+        let members: Vec<_> = latencies.iter().map(|&(member, _)| replica(member)).collect();
+        pace.end(Instant::ZERO, &members, None)
+    }
+
+    #[test]
+    fn steps_are_a_quarter_of_an_octave() {
+        for micros in 1..5_000_000_u64 {
+            let step = step_of(Duration::from_micros(micros));
+            assert!(micros_of(step) <= micros, "{micros}");
+            assert!(micros < 4 || micros < micros_of(step) * 5 / 4 + 1, "{micros}");
+        }
+        assert_eq!(step_of(Duration::from_secs(3_600)), STEPS - 1);
+    }
+
+    #[test]
+    fn a_member_that_is_slow_for_long_is_named() {
+        let mut pace = Pace::default();
+        for _ in 1..WINDOWS {
+            assert_eq!(window(&mut pace, &[(1, 400), (2, 8_000)], 20), None);
+        }
+        let slow = window(&mut pace, &[(1, 400), (2, 8_000)], 20).expect("long enough");
+        assert_eq!(slow.member, replica(2));
+        assert!(slow.takes >= 7_000 && slow.others_take <= 400, "{slow:?}");
+        assert!(window(&mut pace, &[(1, 400), (2, 8_000)], 20).is_some(), "until somebody acts");
+    }
+
+    #[test]
+    fn a_pause_or_another_member_begins_anew() {
+        let mut pace = Pace::default();
+        for _ in 1..WINDOWS {
+            window(&mut pace, &[(1, 400), (2, 8_000)], 20);
+        }
+        assert_eq!(window(&mut pace, &[(1, 400), (2, 600)], 20), None);
+        assert_eq!(window(&mut pace, &[(1, 400), (2, 8_000)], 20), None);
+        assert_eq!(window(&mut pace, &[(1, 8_000), (2, 400)], 20), None);
+    }
+
+    #[test]
+    fn nobody_is_slow_where_all_are_or_where_it_hurts_nobody() {
+        for latencies in [[(1, 50_000), (2, 90_000)], [(1, 100), (2, 3_000)]] {
+            let mut pace = Pace::default();
+            for _ in 0..2 * WINDOWS {
+                assert_eq!(window(&mut pace, &latencies, 20), None);
+            }
+        }
+        let mut pace = Pace::default();
+        for _ in 0..2 * WINDOWS {
+            assert_eq!(window(&mut pace, &[(1, 100), (2, 90_000)], 3), None, "too few changes");
+        }
+    }
+}
