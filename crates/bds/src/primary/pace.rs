@@ -19,8 +19,8 @@ use super::Primary;
 const WINDOW: Duration = Duration::from_millis(500);
 /// In so many of them in a row the same member must be slow.
 const WINDOWS: u32 = 4;
-/// A window in which too little is done to tell ends no row of them, unless it is that long ago.
-const STANDS: Duration = Duration::from_secs(2);
+/// A window goes on for so long at most when too little is done in it to tell.
+const LONGEST: Duration = Duration::from_secs(2);
 /// So many changes of each member tell something.
 const CHANGES_MIN: u32 = 8;
 /// Slow is who takes eight times as long as the next slowest, in steps of [`step_of`] ...
@@ -87,12 +87,11 @@ pub struct Pace {
     streak: Option<Streak>,
 }
 
-/// Who was slow in the last windows, in how many of them in a row, and when the last one ended.
+/// Who was slow in the last windows, and in how many of them in a row.
 #[derive(Debug, Clone, Copy)]
 struct Streak {
     member: ReplicaId,
     windows: u32,
-    last: Instant,
 }
 
 /// Who is slow, in microseconds.
@@ -131,17 +130,16 @@ impl Pace {
             others_take: self.tallies.values().filter_map(Tally::median).min().map_or(0, micros_of),
         });
         let seen = stuck.map(Some).or_else(|| self.slowest(members));
+        // Where too little was done to tell, the window goes on for a while.
+        if seen.is_none() && self.since.is_some_and(|since| now.since(since) < LONGEST) {
+            return None;
+        }
         self.since = Some(now);
         self.tallies.clear();
-        // Where too little was done to tell, what was seen before stands.
-        let before = std::mem::take(&mut self.streak).filter(|s| now.since(s.last) < STANDS);
-        let Some(seen) = seen else {
-            self.streak = before;
-            return None;
-        };
-        let slow = seen?;
+        let before = self.streak.take();
+        let slow = seen??;
         let windows = before.filter(|s| s.member == slow.member).map_or(1, |s| s.windows + 1);
-        self.streak = Some(Streak { member: slow.member, windows, last: now });
+        self.streak = Some(Streak { member: slow.member, windows });
         (windows >= WINDOWS).then_some(slow)
     }
 
