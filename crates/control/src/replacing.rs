@@ -129,7 +129,7 @@ fn refresh(case: &Case<'_>) -> Option<Decision> {
 fn hand_over_target(case: &Case<'_>, facts: &GroupLive) -> Option<ReplicaId> {
     let primary = case.config().primary().replica;
     let learning = case.config().learners().next().is_some();
-    if case.is_desired(primary) || learning || !case.adopted(facts) {
+    if case.is_desired(primary) || learning || !case.adopted(facts) || slow::leads(case, facts) {
         return None;
     }
     let ready = |p: &&Placed| case.config().is_in_sync(p.replica) && case.is_up(p.replica);

@@ -31,7 +31,8 @@ The real machines of a manager, six servers and two node managers on simulated d
 virtual time: a volume is used, modified and moved while the seed decides what goes wrong. Then faults
 end, everything must come to its end, and what guests saw and replicas hold is checked.
 
-  cargo xtask sim [--seeds N] [--seed S] [--jobs J] [--plain] [--striped] [--length SECONDS]
+  cargo xtask sim [--seeds N] [--seed S] [--jobs J] [--plain | --dense] [--striped]
+                  [--length SECONDS]
   cargo xtask sim --seed S --trace            one seed, and what happened in it
   cargo xtask sim --breaks [--seeds N]        breaks the protocol on purpose; each must be found
   cargo xtask sim --shapes [--seed S]         one partition of each shape, and what it costs a guest
@@ -41,8 +42,9 @@ end, everything must come to its end, and what guests saw and replicas hold is c
   --seed S       the first seed (1); the same seed gives the same run
   --jobs J       threads (one per core)
   --plain        only deaths of processes, power cuts and broken links
+  --dense        three seconds each, with three times as many faults
   --striped      volumes striped over drives, modified to be striped otherwise
-  --length SEC   virtual time with faults, for each seed (20)
+  --length SEC   virtual time with faults, for each seed (20; 3 with --dense)
   --keep-going   tell of every seed that fails, not only of the first
 
 Examples:
@@ -62,9 +64,6 @@ struct Wanted {
     slow: bool,
     run: Options,
 }
-
-/// Virtual time between moves of the volume to another guest.
-const MOVE_EVERY: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::new(std::env::args().skip(1));
@@ -92,7 +91,13 @@ fn main() -> ExitCode {
 
 fn wanted(mut arguments: Arguments) -> Result<Wanted, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let plain = arguments.flag("--plain");
+    let (plain, dense) = (arguments.flag("--plain"), arguments.flag("--dense"));
+    let kind = match (plain, dense) {
+        (true, true) => return Err("--plain and --dense are two kinds of runs".to_owned()),
+        (true, false) => Options::default(),
+        (false, true) => Options::dense(),
+        (false, false) => Options::everything(),
+    };
     let wanted = Wanted {
         seeds: arguments.value("--seeds")?.unwrap_or(100),
         seed: arguments.value("--seed")?.unwrap_or(1),
@@ -102,12 +107,10 @@ fn wanted(mut arguments: Arguments) -> Result<Wanted, String> {
         breaks: arguments.flag("--breaks"),
         slow: arguments.flag("--slow"),
         run: Options {
-            length: Duration::from_secs(arguments.value("--length")?.unwrap_or(20)),
+            length: arguments.value("--length")?.map_or(kind.length, Duration::from_secs),
             striped: arguments.flag("--striped"),
-            all_faults: !plain,
-            move_every: (!plain).then_some(MOVE_EVERY),
             keep_trace: arguments.flag("--trace"),
-            ..Options::default()
+            ..kind
         },
     };
     arguments.end()?;
@@ -307,7 +310,12 @@ fn progress(wanted: &Wanted, (done, begun): (u64, Instant), total: &Outcome, sta
 
 fn tell(violation: &Violation, wanted: &Wanted) {
     println!("seed {}: {}", violation.seed, violation.what);
-    let plain = if wanted.run.all_faults { "" } else { " --plain" };
+    let dense = wanted.run.fault_every == Options::dense().fault_every;
+    let plain = match (wanted.run.all_faults, dense) {
+        (false, _) => " --plain",
+        (true, true) => " --dense",
+        (true, false) => "",
+    };
     let striped = if wanted.run.striped { " --striped" } else { "" };
     let length = wanted.run.length.as_secs();
     let seed = violation.seed;

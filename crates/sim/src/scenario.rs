@@ -72,6 +72,22 @@ pub struct Options {
 }
 
 impl Options {
+    /// Everything may go wrong, and the volume moves between guests.
+    pub fn everything() -> Self {
+        Self { all_faults: true, move_every: Some(Duration::from_secs(5)), ..Self::default() }
+    }
+
+    /// Short, so that there can be many, and full of faults.
+    pub fn dense() -> Self {
+        Self {
+            length: Duration::from_secs(3),
+            fault_every: Some(Duration::from_millis(300)),
+            modify_every: Some(Duration::from_millis(1_500)),
+            move_every: Some(Duration::from_secs(2)),
+            ..Self::everything()
+        }
+    }
+
     /// Nothing happens but that links between replicas break.
     pub fn calm() -> Self {
         let fault_every = Some(Duration::from_millis(300));

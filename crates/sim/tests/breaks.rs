@@ -25,12 +25,7 @@ fn notice(broken: Sabotage, options: &Options) {
 }
 
 fn everything() -> Options {
-    Options {
-        all_faults: true,
-        move_every: Some(Duration::from_secs(5)),
-        length: Duration::from_secs(12),
-        ..Options::default()
-    }
+    Options { length: Duration::from_secs(12), ..Options::everything() }
 }
 
 #[test]

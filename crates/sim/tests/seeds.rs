@@ -8,9 +8,10 @@ fn check(seed: u64, options: &Options) -> Outcome {
     match run(seed, options) {
         Ok(outcome) => outcome,
         Err(violation) => panic!(
-            "seed {seed}: {}\nreplay: cargo xtask sim --seed {seed} {}--length {} --trace",
+            "seed {seed}: {}\nreplay: cargo xtask sim --seed {seed} {}{}--length {} --trace",
             violation.what,
             if options.all_faults { "" } else { "--plain " },
+            if options.fault_every == Options::dense().fault_every { "--dense " } else { "" },
             options.length.as_secs()
         ),
     }
@@ -73,12 +74,7 @@ fn faults_lose_nothing_2() {
 
 #[test]
 fn everything_goes_wrong_and_nothing_is_lost() {
-    let options = Options {
-        length: Duration::from_secs(12),
-        all_faults: true,
-        move_every: Some(Duration::from_secs(4)),
-        ..Options::default()
-    };
+    let options = Options { length: Duration::from_secs(12), ..Options::everything() };
     let (mut cuts, mut pauses, mut drives, mut moves) = (0, 0, 0, 0);
     for seed in 7_000..7_040 {
         let outcome = check(seed, &options);
@@ -88,6 +84,28 @@ fn everything_goes_wrong_and_nothing_is_lost() {
         moves += outcome.moves;
     }
     assert!(cuts > 40 && pauses > 10 && drives > 10 && moves > 40, "the runs did too little");
+}
+
+fn dense(from: u64, count: u64) {
+    let options = Options::dense();
+    let (mut writes, mut faults, mut moves) = (0, 0, 0);
+    for seed in from..from + count {
+        let outcome = check(seed, &options);
+        writes += outcome.writes;
+        faults += outcome.kills + outcome.resets + outcome.cuts + outcome.pauses;
+        moves += outcome.moves;
+    }
+    assert!(writes > count * 100 && faults > count * 4 && moves > count / 2, "too little");
+}
+
+#[test]
+fn two_thousand_seeds_with_the_others_here_1() {
+    dense(100_000, 930);
+}
+
+#[test]
+fn two_thousand_seeds_with_the_others_here_2() {
+    dense(200_000, 930);
 }
 
 #[test]

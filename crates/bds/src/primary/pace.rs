@@ -23,8 +23,8 @@ const WINDOWS: u32 = 4;
 const LONGEST: Duration = Duration::from_secs(2);
 /// So many changes of each member tell something.
 const CHANGES_MIN: u32 = 8;
-/// Slow is who takes eight times as long as the next slowest, in steps of [`step_of`] ...
-const STEPS_APART: usize = 3 * STEPS_PER_OCTAVE;
+/// Slow is who takes about five times as long as the next slowest, in steps of [`step_of`] ...
+const STEPS_APART: usize = 9;
 /// ... and so long that guests suffer.
 const FLOOR: Duration = Duration::from_millis(4);
 
