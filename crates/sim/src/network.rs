@@ -1,8 +1,9 @@
 //! Simulated links: ordered, delayed, and broken when either end dies or a fault strikes.
 //!
 //! A link belongs to the process that wants it; it is dialled again until it stands. What is in
-//! transit when it breaks is lost, or comes late, on the old link, when there is a new one already. What is sent in a direction that is cut waits, as it does in a
-//! socket, until the cut is healed or the link given up; then each end learns of it in its own time.
+//! transit when it breaks is lost, or comes late, on the old link, when there is a new one already.
+//! What is sent in a direction that is cut waits, as it does in a socket, until the cut is healed or the
+//! link given up; then each end learns of it in its own time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -10,7 +10,8 @@
 //!
 //! `request` is the path of a guest's request, `change` that of a change to all members, `member`
 //! watches the members, `resync` fills learners, `repair` replaces damaged blocks,
-//! `compare` finds mirrors that differ, `pace` one that is slow, `room` lets changes wait while a drive is full.
+//! `compare` finds mirrors that differ, `pace` one that is slow, `room` lets changes wait while a drive
+//! is full.
 
 mod change;
 mod compare;
