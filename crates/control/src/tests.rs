@@ -8,5 +8,6 @@ mod fullness;
 mod life;
 mod properties;
 mod reach;
+mod slow;
 mod striped;
 mod world;
