@@ -276,7 +276,7 @@ impl Manager {
 
     fn prepare(&mut self, number: u64, epoch: Epoch) {
         let replica = ReplicaId::from_raw(number);
-        self.send(&FromManager::Prepare { replica, group: group(), epoch, as_mirror: true });
+        self.send(&FromManager::Prepare { replica, group: group(), epoch, as_mirror: false });
         self.until(|m| matches!(m, ToManager::Promised { epoch: e, .. } if *e == epoch));
     }
 
