@@ -86,7 +86,7 @@ impl Watch {
         self.lives.remove(server);
     }
 
-    pub fn server_handles(&mut self, server: &ServerId, event: &bds_api::Event) {
+    pub fn server_handles(&mut self, server: &ServerId, now: Instant, event: &bds_api::Event) {
         let life = self.lives.entry(server.clone()).or_default();
         self.uncertain.extend(life.requests.deposed(event));
         if let bds_api::Event::MessageReceived { message: DataMessage::Adopt { config }, .. } =
@@ -96,7 +96,7 @@ impl Watch {
                 self.uncertain.remove(&learner.replica);
             }
         }
-        life.requests.handles(event);
+        life.requests.handles(now, event);
         life.members.handles(&self.promised, event);
     }
 

@@ -51,7 +51,9 @@ pub(super) struct Requests {
     fenced: BTreeMap<RequestId, AttachGeneration>,
     /// Each change, and what it wants to write.
     wanted: BTreeMap<RequestId, u64>,
-    session_of: BTreeMap<u64, u64>,
+    /// Of each content, whose it is, and when it was first asked for: what is sent to a member may have been
+    /// in flight for long before that member counted.
+    session_of: BTreeMap<u64, (u64, Instant)>,
     /// As what a content was ordered.
     ordered: BTreeMap<u64, ModSeq>,
     flights: BTreeMap<ModSeq, Flight>,
@@ -90,9 +92,9 @@ impl Requests {
         self.flights.values().any(|flight| flight.group == group).then_some(replica)
     }
 
-    pub(super) fn handles(&mut self, event: &Event) {
+    pub(super) fn handles(&mut self, now: Instant, event: &Event) {
         match event {
-            Event::MessageReceived { conn, message } => self.received(*conn, message),
+            Event::MessageReceived { conn, message } => self.received(now, *conn, message),
             Event::ManagerSent { message: FromManager::Configure { config } } => {
                 self.offered.insert((config.group, config.epoch), config.clone());
             }
@@ -102,7 +104,7 @@ impl Requests {
         }
     }
 
-    fn received(&mut self, conn: ConnId, message: &DataMessage) {
+    fn received(&mut self, now: Instant, conn: ConnId, message: &DataMessage) {
         match message {
             DataMessage::OpenSession { attach, id, .. } => {
                 self.attach.insert(id.session, *attach);
@@ -114,7 +116,7 @@ impl Requests {
                 self.asked(conn, *group, *id);
                 if let Some(content) = content(change) {
                     self.wanted.insert(*id, content);
-                    self.session_of.insert(content, id.session);
+                    self.session_of.entry(content).or_insert((id.session, now));
                 }
             }
             // Another is primary now, perhaps: what this one knew of requests is gone.
@@ -250,12 +252,14 @@ impl Requests {
             }
         }
         if config.is_in_sync(*replica) {
+            let asked = content.and_then(|c| self.session_of.get(&c)).map(|(_, at)| *at);
+            let since = asked.unwrap_or(now);
             let flight = self.flights.entry(*mod_seq).or_insert_with(|| Flight {
                 group: *group,
                 content,
                 start,
                 end,
-                since: now,
+                since,
                 owed: BTreeSet::new(),
             });
             flight.owed.insert(*replica);
@@ -289,12 +293,13 @@ impl Requests {
                     && flight
                         .content
                         .and_then(|c| self.session_of.get(&c))
-                        .is_some_and(|session| *session != id.session)
+                        .is_some_and(|(session, _)| *session != id.session)
             });
-            if let Some((mod_seq, _)) = older {
+            if let Some((mod_seq, flight)) = older {
                 return Err(format!(
-                    "session {:x} was opened while change {mod_seq} of another was in flight (10)",
-                    id.session
+                    "session {:x} was opened while change {mod_seq} of another was in flight, for {:?} (10)",
+                    id.session,
+                    now.since(flight.since)
                 ));
             }
         }

@@ -68,7 +68,7 @@ impl World {
         let now = self.local(&this);
         let server = self.servers.get_mut(id).expect("known");
         let Some(machine) = &mut server.machine else { return };
-        self.watch.server_handles(id, &event);
+        self.watch.server_handles(id, self.now, &event);
         let mut out = Vec::new();
         machine.handle(now, event, &mut out);
         self.act_server(id, out);
