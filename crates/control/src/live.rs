@@ -184,8 +184,10 @@ pub struct GroupLive {
 /// What was done about slow members.
 #[derive(Debug, Default)]
 pub struct Relieved {
-    /// No longer desired, and not to be waited for meanwhile.
-    pub leaving: BTreeSet<ReplicaId>,
+    /// No longer desired, and not waited for as soon as what takes their place is there; since when.
+    pub leaving: BTreeMap<ReplicaId, Instant>,
+    /// Of them, those whose content is kept until the group is whole without them.
+    pub kept: BTreeSet<ReplicaId>,
     /// Nothing new is placed there before that.
     pub drives: BTreeMap<DriveId, Instant>,
     /// Who was called slow last, by which primary, and when.

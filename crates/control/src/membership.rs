@@ -181,7 +181,7 @@ fn drop_silent(case: &Case<'_>, facts: &GroupLive) -> Option<Decision> {
         let standing = case.standing(replica);
         let differs = facts.differing.get(&replica) == Some(&case.config().epoch);
         // Another takes its place, and is filled without it.
-        let leaves = facts.relieved.leaving.contains(&replica) && !case.is_desired(replica);
+        let leaves = slow::leaves(case, facts, replica);
         if standing.is_lost() || differs || leaves {
             return true;
         }

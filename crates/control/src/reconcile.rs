@@ -125,7 +125,8 @@ fn tell_replicas(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>
         tellings.push(to_server(server, MessageKey::Create(replica), message));
     }
     if case.adopted(facts) {
-        let gone = case.group.replicas.keys().filter(surplus).copied();
+        let kept = |r: &&ReplicaId| facts.relieved.kept.contains(*r);
+        let gone = case.group.replicas.keys().filter(surplus).filter(|r| !kept(r)).copied();
         tellings.extend(tell_removals(case.live, case.group, gone));
     }
 }

@@ -129,7 +129,8 @@ fn refresh(case: &Case<'_>) -> Option<Decision> {
 fn hand_over_target(case: &Case<'_>, facts: &GroupLive) -> Option<ReplicaId> {
     let primary = case.config().primary().replica;
     let learning = case.config().learners().next().is_some();
-    if case.is_desired(primary) || learning || !case.adopted(facts) || slow::leads(case, facts) {
+    let given_up = facts.relieved.leaving.contains_key(&primary);
+    if case.is_desired(primary) || learning || !case.adopted(facts) || given_up {
         return None;
     }
     let ready = |p: &&Placed| case.config().is_in_sync(p.replica) && case.is_up(p.replica);
@@ -269,8 +270,10 @@ fn replace_lost(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> 
     fleet
         .barred
         .extend(lost.filter(|_| unfillable).into_iter().flat_map(|r| case.placed(r).drives()));
+    fleet.barred.extend(slow::barred(facts, case.now));
     let found = replaced(case, &fleet, lost, ZoneRule::WhereZoneIsFull, random)
-        .or_else(|refusal| in_its_place(case, &mut fleet, lost, random).ok_or(refusal));
+        .or_else(|refusal| in_its_place(case, &mut fleet, lost, random).ok_or(refusal))
+        .or_else(|refusal| slow::taken_back(case, facts, lost).ok_or(refusal));
     facts.no_place = found.as_ref().err().map(ToString::to_string);
     if let Ok(group) = found {
         facts.learner_pause.reset();

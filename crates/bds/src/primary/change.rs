@@ -137,7 +137,8 @@ impl Primary {
                     return;
                 };
                 flight.own = false;
-                self.pace.took(turn.now, self.id, turn.now.since(flight.since));
+                let took = (turn.now.since(flight.since), flight.range.length());
+                self.pace.took(turn.now, self.id, took);
                 self.finish_flight(turn, mod_seq);
             }
             Err(OpError::BadChecksum | OpError::OutOfRange) => {
@@ -162,7 +163,8 @@ impl Primary {
         if let Some(flight) = self.flights.get_mut(&mod_seq)
             && flight.owed.remove(&replica).is_some()
         {
-            self.pace.took(turn.now, replica, turn.now.since(flight.since));
+            let took = (turn.now.since(flight.since), flight.range.length());
+            self.pace.took(turn.now, replica, took);
             self.finish_flight(turn, mod_seq);
         }
     }

@@ -172,6 +172,18 @@ impl Primary {
         Some(owed.since.max(peer.heard))
     }
 
+    /// Whether a member can be reached, does not refuse us, and has acknowledged something since.
+    pub(super) fn has_answered_since(
+        &self,
+        turn: &Turn<'_>,
+        replica: ReplicaId,
+        since: Instant,
+    ) -> bool {
+        self.peers.get(&replica).is_some_and(|peer| {
+            peer.refusal.is_none() && turn.links.is_up(&peer.server) && peer.heard > since
+        })
+    }
+
     /// Reports each member without which nothing is acknowledged, and which does not answer.
     pub(super) fn watch_members(&mut self, turn: &mut Turn<'_>) {
         let members: Vec<ReplicaId> = self.peers.keys().copied().collect();

@@ -198,7 +198,8 @@ impl Primary {
         if let Some(ended) = self.sessions.fence(self.config.attach_generation) {
             self.drop_session(turn, ended);
         }
-        self.pace.forget();
+        let config = &self.config;
+        self.pace.forget(|member| config.is_in_sync(member));
         self.meet_members(turn);
         self.tell_adopted(turn);
         if was_deposed {

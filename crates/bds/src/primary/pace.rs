@@ -45,6 +45,9 @@ impl Bar {
     }
 }
 
+/// Of 400 Mbit/s.
+const NANOS_PER_BYTE: u64 = 20;
+
 const STEPS_PER_OCTAVE: usize = 4;
 /// Up to 2^24 microseconds.
 const STEPS: usize = 24 * STEPS_PER_OCTAVE;
@@ -102,6 +105,8 @@ pub struct Pace {
     /// By member; the primary's own engine is one.
     tallies: BTreeMap<ReplicaId, Tally>,
     streak: Option<Streak>,
+    /// The lowest median of each member so far: one that is far away, and was never faster, is not slow.
+    best: BTreeMap<ReplicaId, usize>,
 }
 
 /// Who was slow in the last windows, and in how many of them in a row.
@@ -120,13 +125,23 @@ struct Slow {
 }
 
 impl Pace {
-    pub fn took(&mut self, now: Instant, member: ReplicaId, latency: Duration) {
+    /// A change of so many bytes took that long. What a slow network takes for the bytes does not count.
+    pub fn took(&mut self, now: Instant, member: ReplicaId, (latency, bytes): (Duration, u64)) {
+        // After a time without writes nothing that was seen before it says anything.
+        if self.since.is_some_and(|since| now.since(since) > 2 * LONGEST) {
+            (self.since, self.streak) = (None, None);
+            self.tallies.clear();
+        }
         self.since.get_or_insert(now);
+        let latency = latency.saturating_sub(Duration::from_nanos(bytes * NANOS_PER_BYTE));
         self.tallies.entry(member).or_default().add(latency);
     }
 
-    pub fn forget(&mut self) {
-        *self = Self::default();
+    /// Another configuration: what members of it could do before still counts.
+    pub fn forget(&mut self, goes_on: impl Fn(ReplicaId) -> bool) {
+        (self.since, self.streak) = (None, None);
+        self.tallies.clear();
+        self.best.retain(|member, _| goes_on(*member));
     }
 
     fn is_over(&mut self, now: Instant) -> bool {
@@ -162,12 +177,17 @@ impl Pace {
     }
 
     /// Nothing: it cannot be told. No member: none is slow.
-    fn slowest(&self, members: &[ReplicaId], bar: Bar) -> Option<Option<Slow>> {
+    fn slowest(&mut self, members: &[ReplicaId], bar: Bar) -> Option<Option<Slow>> {
         let median = |member| Some((self.tallies.get(member)?.median()?, *member));
         let mut medians: Vec<_> = members.iter().map(median).collect::<Option<_>>()?;
+        for &(step, member) in &medians {
+            let best = self.best.entry(member).or_insert(step);
+            *best = (*best).min(step);
+        }
         medians.sort_unstable();
         let &[.., (others, _), (step, member)] = medians.as_slice() else { return None };
-        let is_slow = step >= others + bar.steps_apart && step >= step_of(bar.floor);
+        let before = self.best[&member];
+        let is_slow = step >= others.max(before) + bar.steps_apart && step >= step_of(bar.floor);
         let slow = Slow { member, takes: micros_of(step), others_take: micros_of(others) };
         Some(is_slow.then_some(slow))
     }
@@ -176,6 +196,10 @@ impl Pace {
 impl Primary {
     /// Looks at a window that is over, and tells the manager who is slow.
     pub(super) fn watch_pace(&mut self, turn: &mut Turn<'_>) {
+        // Where space is short, changes wait for it, and that is another matter.
+        if self.is_full(turn) || self.is_deposed() {
+            return self.pace.forget(|_| true);
+        }
         if !self.pace.is_over(turn.now) {
             return;
         }
@@ -190,18 +214,19 @@ impl Primary {
         }
     }
 
-    /// Who alone has not done the oldest change in flight, if that is old. Where space is short, changes wait
-    /// for it, and that is another matter.
+    /// Who alone has not done the oldest change in flight, if that is old, and is there: one that has said
+    /// nothing since is silent, and not slow.
     fn stuck_at(&self, turn: &Turn<'_>, members: &[ReplicaId]) -> Option<(ReplicaId, Duration)> {
         let flight = self.flights.values().next()?;
         let age = turn.now.since(flight.since);
-        if age < WINDOW || self.is_full(turn) {
+        if age < WINDOW {
             return None;
         }
         let owes = |member| flight.is_owed_to(member) || (member == self.id && flight.is_own());
         let mut owing = members.iter().copied().filter(|member| owes(*member));
         let (member, nobody_else) = (owing.next()?, owing.next().is_none());
-        (nobody_else && members.len() > 1).then_some((member, age))
+        let is_there = member == self.id || self.has_answered_since(turn, member, flight.since);
+        (nobody_else && members.len() > 1 && is_there).then_some((member, age))
     }
 }
 
@@ -225,7 +250,7 @@ mod tests {
     ) -> Option<Slow> {
         for &(member, micros) in latencies {
             for _ in 0..changes {
-                pace.took(Instant::ZERO, replica(member), Duration::from_micros(micros));
+                pace.took(Instant::ZERO, replica(member), (Duration::from_micros(micros), 0));
             }
         }
         let members: Vec<_> = latencies.iter().map(|&(member, _)| replica(member)).collect();
@@ -245,6 +270,7 @@ mod tests {
     #[test]
     fn a_member_that_is_slow_for_long_is_named() {
         let mut pace = Pace::default();
+        window(&mut pace, &[(1, 400), (2, 500)], 20);
         for _ in 1..WINDOWS {
             assert_eq!(window(&mut pace, &[(1, 400), (2, 8_000)], 20), None);
         }
@@ -261,6 +287,7 @@ mod tests {
             let found = window_of(Media::Hdd, &mut pace, &[(1, 250_000), (2, 8_000)], 20);
             assert_eq!(found, None);
         }
+        window_of(Media::Hdd, &mut pace, &[(1, 8_000), (2, 8_000)], 20);
         let mut slow = None;
         for _ in 0..WINDOWS {
             slow = window_of(Media::Hdd, &mut pace, &[(1, 2_000_000), (2, 8_000)], 20);
@@ -271,12 +298,33 @@ mod tests {
     #[test]
     fn a_pause_or_another_member_begins_anew() {
         let mut pace = Pace::default();
+        window(&mut pace, &[(1, 400), (2, 500)], 20);
         for _ in 1..WINDOWS {
             window(&mut pace, &[(1, 400), (2, 8_000)], 20);
         }
         assert_eq!(window(&mut pace, &[(1, 400), (2, 600)], 20), None);
         assert_eq!(window(&mut pace, &[(1, 400), (2, 8_000)], 20), None);
         assert_eq!(window(&mut pace, &[(1, 8_000), (2, 400)], 20), None);
+    }
+
+    #[test]
+    fn a_member_that_is_far_away_and_never_was_faster_is_not_slow() {
+        let mut pace = Pace::default();
+        for _ in 0..2 * WINDOWS {
+            assert_eq!(window(&mut pace, &[(1, 400), (2, 8_000)], 20), None);
+        }
+    }
+
+    #[test]
+    fn what_was_seen_before_a_long_pause_is_forgotten() {
+        let mut pace = Pace::default();
+        window(&mut pace, &[(1, 400), (2, 500)], 20);
+        for _ in 1..WINDOWS {
+            window(&mut pace, &[(1, 400), (2, 8_000)], 20);
+        }
+        let later = Instant::ZERO + Duration::from_secs(3_600);
+        pace.took(later, replica(1), (Duration::from_micros(400), 0));
+        assert!(pace.streak.is_none() && pace.since == Some(later));
     }
 
     #[test]

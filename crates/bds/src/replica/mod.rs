@@ -279,7 +279,8 @@ impl Replica {
 
     fn prepare(&mut self, turn: &mut Turn<'_>, epoch: Epoch, as_mirror: bool) {
         let unfit = self.record.stale && !is_on(Sabotage::StalePromises);
-        if epoch < self.record.promised || unfit {
+        // What it has adopted already it is asked late, and again.
+        if epoch < self.record.promised || epoch <= self.record.adopted_epoch() || unfit {
             return;
         }
         if let Role::Primary(primary) = &mut self.role {

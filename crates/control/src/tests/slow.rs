@@ -87,3 +87,45 @@ fn a_slow_mirror_stays_where_there_is_no_other_place() {
     complain(&mut world, volume, slow, 20);
     assert!(world.config(volume).is_in_sync(slow), "a slow copy is better than none");
 }
+
+#[test]
+fn a_slow_mirror_is_taken_back_when_the_place_of_its_successor_is_lost() {
+    let mut world = World::unstarted(1);
+    world.run(100);
+    let volume = world.create(gp3("local-1a", 8));
+    world.until("whole", 10_000, |w| w.config(volume).in_sync().count() == 2);
+    world.run(2_000);
+    let slow = mirror(&world, volume);
+    let used: Vec<_> = world.config(volume).members.iter().map(|m| m.server.to_string()).collect();
+    let mut servers = ["a", "b", "c"].map(|zone| format!("server-{zone}-1")).into_iter();
+    let third = servers.find(|s| !used.contains(s)).expect("one is left");
+    let config = world.config(volume);
+    let link = world.server(&used[0]).link.expect("the primary's server has a link");
+    let (group, epoch) = (config.group, config.epoch);
+    let (takes_us, others_take_us) = (20_000, 400);
+    world.report(
+        link,
+        ToManager::MemberSlow { group, epoch, member: slow, takes_us, others_take_us },
+    );
+    world.run(3);
+    world.kill_server(&third);
+    world.until("whole, with it", 120_000, |w| {
+        let config = w.config(volume);
+        config.in_sync().count() == 2 && config.is_in_sync(slow)
+    });
+    world.run(30_000);
+    assert!(world.config(volume).is_in_sync(slow), "it is waited for again");
+}
+
+#[test]
+fn a_member_that_is_silent_is_not_judged_as_slow() {
+    let (mut world, volume) = whole();
+    let (slow, others) = (mirror(&world, volume), world.config(volume).members.len());
+    let config = world.config(volume);
+    let (group, epoch) = (config.group, config.epoch);
+    let link = world.server(&config.primary().server.to_string()).link.expect("it has a link");
+    world.report(link, ToManager::MemberSilent { group, epoch, silent: slow });
+    complain(&mut world, volume, slow, 1);
+    assert_eq!(world.config(volume).members.len(), others);
+    assert!(world.config(volume).is_in_sync(slow), "patience decides that");
+}
