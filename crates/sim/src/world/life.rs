@@ -110,6 +110,11 @@ impl World {
         if self.life(process) != life || !self.is_up(process) {
             return;
         }
+        // One that was set earlier, and then again for an earlier time, must not set itself anew: there
+        // would be ever more of them.
+        if self.wakes.get(process) != Some(&self.now) {
+            return;
+        }
         self.wakes.remove(process);
         if self.paused.contains_key(process) {
             return;
