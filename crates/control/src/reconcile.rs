@@ -146,7 +146,8 @@ fn tell_primary(case: &Case<'_>, facts: &GroupLive, tellings: &mut Vec<Telling>)
     }
     if let Some(h) = facts.hand_over {
         if h.handed_over.is_some() {
-            tellings.extend(prepare(case, h.target));
+            let asked = replacing::who_must_promise(case, h.target);
+            tellings.extend(asked.filter_map(|replica| prepare(case, replica)));
         } else {
             let message = FromManager::HandOver { group: config.group, epoch: config.epoch };
             let key = MessageKey::HandOver(config.group, config.epoch);

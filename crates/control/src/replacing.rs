@@ -154,7 +154,8 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
             }
             return None;
         }
-        if h.handed_over.is_some() && case.live.promised(h.target) >= case.next_epoch() {
+        let promised = |r: ReplicaId| case.live.promised(r) >= case.next_epoch();
+        if h.handed_over.is_some() && who_must_promise(case, h.target).all(promised) {
             facts.hand_over = None;
             facts.hand_over_pause.reset();
             return Some(case.store(&after_hand_over(case, h.target), Some("switch")));
@@ -167,6 +168,15 @@ fn hand_over(case: &Case<'_>, facts: &mut GroupLive) -> Option<Decision> {
         facts.hand_over = Some(HandOver { epoch, target, started, handed_over: None });
     }
     None
+}
+
+/// Whoever stays in the set beside the former primary: it goes on after a while if it hears nothing, and
+/// may then still reach a member that the new primary does not reach yet. Who has promised takes nothing
+/// of it. (What it then holds alone makes itself stale.)
+pub fn who_must_promise(case: &Case<'_>, target: ReplicaId) -> impl Iterator<Item = ReplicaId> {
+    let former = case.config().primary().replica;
+    let stay = after_hand_over(case, target).into_iter().map(|(replica, _)| replica);
+    stay.filter(move |replica| *replica != former)
 }
 
 /// The target first, then the others that stay. Of those not desired, only as many stay as the

@@ -115,3 +115,11 @@ fn faults_lose_nothing_of_striped_volumes() {
     let options = Options { length, modify_every, striped: true, ..Options::default() };
     survive(5_000, 20, &options);
 }
+
+/// After a hand-over the former primary reached a third member before the new primary did.
+#[test]
+fn a_third_member_takes_nothing_of_a_former_primary() {
+    for seed in [1_002_389, 1_003_003, 1_008_133] {
+        check(seed, &Options::dense());
+    }
+}

@@ -101,6 +101,10 @@ impl Records {
         let begins = old.primary().replica != primary || before.primary_boot != after.primary_boot;
         if begins {
             let promised = self.promised.get(&primary).is_some_and(|e| *e >= new.epoch);
+            let stays = |replica| replica != primary && replica != old.primary().replica;
+            let bound = |replica| self.promised.get(&replica).is_some_and(|e| *e >= new.epoch);
+            let all = new.in_sync().map(|m| m.replica).filter(|r| stays(*r)).all(bound);
+            must(all, "a member stays that may still follow the former primary (2)")?;
             must(promised, "a primary begins without having promised (4)")?;
             let handed_over = self.handed_over.get(&old.group).is_some_and(|(epoch, at)| {
                 *epoch == old.epoch && self.decided.since(*at) < STOPPED
