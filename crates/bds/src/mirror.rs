@@ -12,10 +12,10 @@ use engine::api::{OpError, Outcome, Request};
 use format::data::{
     DataMessage, DigestQuery, FetchBlocks, FillRegion, MendBlocks, Replicate, Status,
 };
-use model::sabotage::{Sabotage, is_on};
 use model::{
     epoch::{Epoch, ModSeq},
     id::{GroupId, ReplicaId},
+    sabotage::{Sabotage, is_on},
 };
 
 use crate::{

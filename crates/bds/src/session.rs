@@ -6,11 +6,14 @@
 //! good (10). Requests count only from the newest connection that spoke for the session: what an
 //! older one still holds was sent again on the newer, and could undo a later request (9).
 
-use model::sabotage::{Sabotage, is_on};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use format::data::{RequestId, Status};
-use model::{epoch::AttachGeneration, limits::IN_FLIGHT_REQUESTS_MAX};
+use model::{
+    epoch::AttachGeneration,
+    limits::IN_FLIGHT_REQUESTS_MAX,
+    sabotage::{Sabotage, is_on},
+};
 
 use crate::api::ConnId;
 

@@ -6,13 +6,13 @@
 //! Invariant: a configuration made here passes [`GroupConfig::check`] and has an epoch above the
 //! stored one and not below any promise of its members.
 
-use model::sabotage::{Sabotage, is_on};
 use std::collections::BTreeSet;
 
 use format::record::{Group, Modification, Parameters, Placed, Record, Volume};
 use model::{
     group::{GroupConfig, Member, Role},
     id::{ReplicaId, ServerId},
+    sabotage::{Sabotage, is_on},
     state::{ModificationState, VolumeState},
     time::{Instant, WallTime},
     units::{Iops, MibPerSec, Rate},

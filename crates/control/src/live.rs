@@ -284,9 +284,9 @@ impl Pause {
         self.until
     }
 
-    /// The last failure does not make later pauses longer.
-    pub fn forgive(&mut self) {
-        self.failures = self.failures.saturating_sub(1);
+    /// So long, without counting as a failure.
+    pub fn rest(&mut self, now: Instant, length: Duration) {
+        self.until = now + length;
     }
 
     pub fn reset(&mut self) {

@@ -7,11 +7,15 @@
 //! (2, 16), and only after its promise (4); a new primary of a failover is alone in its set; a
 //! learner is admitted only on the primary's word for its present stint (15).
 
-use model::sabotage::{Sabotage, is_on};
 use std::time::Duration;
 
 use format::record::Record;
-use model::{group::Role, id::ReplicaId, time::Instant};
+use model::{
+    group::Role,
+    id::ReplicaId,
+    sabotage::{Sabotage, is_on},
+    time::Instant,
+};
 
 use crate::{
     case::{Case, Decision},

@@ -7,7 +7,6 @@
 //! Invariants: one learner at a time; a member leaves only when the desired set can do without
 //! it; a replica is removed only when the primary acts under a configuration without it.
 
-use model::sabotage::{Sabotage, is_on};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -17,6 +16,7 @@ use format::record::{Group, Placed};
 use model::{
     group::Role,
     id::{DriveId, DriveName, ReplicaId, ServerId},
+    sabotage::{Sabotage, is_on},
     state::Duty,
     time::Instant,
     units::{Gib, Iops, MibPerSec, Rate},

@@ -86,8 +86,7 @@ pub fn relieve(case: &Case<'_>, facts: &mut GroupLive, random: &mut Random) -> O
     let found = replaced(case, &fleet, Some(slow), fullness::zone_rule(case, slow), random);
     let relieved = &mut facts.relieved;
     let Ok(group) = found else {
-        relieved.pause.failed_for(case.now, LOOKS_AGAIN);
-        relieved.pause.forgive();
+        relieved.pause.rest(case.now, LOOKS_AGAIN);
         return None;
     };
     relieved.pause.failed_for(case.now, BEARS);

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use engine::api::{OpError, Outcome, Request};
 use format::data::{Change, DataMessage, RequestId, Status};
-use model::sabotage::{Sabotage, is_on};
 use model::{
     epoch::{AttachGeneration, Epoch},
     limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_REQUESTS_MAX, RESYNC_UNIT_BYTES},
+    sabotage::{Sabotage, is_on},
     units::BLOCK,
 };
 

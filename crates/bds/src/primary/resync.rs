@@ -13,10 +13,10 @@ use format::{
     ctl::ToManager,
     data::{DataMessage, DigestQuery, FillRegion, Status},
 };
-use model::sabotage::{Sabotage, is_on};
 use model::{
     group::{Member, Role},
     id::ReplicaId,
+    sabotage::{Sabotage, is_on},
 };
 
 use crate::{

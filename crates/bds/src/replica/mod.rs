@@ -9,7 +9,6 @@
 
 mod record;
 
-use model::sabotage::{Sabotage, is_on};
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -23,6 +22,7 @@ use model::{
     epoch::Epoch,
     group::{GroupConfig, Role as MemberRole},
     id::{GroupId, ReplicaId, ServerId, VolumeId},
+    sabotage::{Sabotage, is_on},
     time::Instant,
     units::ByteCount,
 };

@@ -13,10 +13,10 @@ use format::{
     ctl::{IncompleteReplica, ToManager},
     replica::{Part, PartRecord, ReplicaRecord, StoredRecord},
 };
-use model::sabotage::{Sabotage, is_on};
 use model::{
     epoch::Epoch,
     id::{DriveName, ReplicaId},
+    sabotage::{Sabotage, is_on},
     time::Instant,
     volume::Stripes,
 };

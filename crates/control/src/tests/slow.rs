@@ -1,20 +1,35 @@
 //! Members that primaries call slow.
 
 use format::ctl::ToManager;
-use model::id::{ReplicaId, VolumeId};
+use model::{
+    group::GroupConfig,
+    id::{ReplicaId, VolumeId},
+};
 
 use super::world::{World, gp3};
+
+/// The primary's server reports of its group.
+fn report(world: &mut World, volume: VolumeId, of: impl FnOnce(&GroupConfig) -> ToManager) {
+    let config = world.config(volume);
+    let server = config.primary().server.to_string();
+    let link = world.server(&server).link.expect("the primary's server has a link");
+    world.report(link, of(&config));
+}
+
+fn call_slow(world: &mut World, volume: VolumeId, member: ReplicaId) {
+    report(world, volume, |config| ToManager::MemberSlow {
+        group: config.group,
+        epoch: config.epoch,
+        member,
+        takes_us: 20_000,
+        others_take_us: 400,
+    });
+}
 
 /// Its primary calls a member slow, each half second for so long.
 fn complain(world: &mut World, volume: VolumeId, member: ReplicaId, times: u32) {
     for _ in 0..times {
-        let config = world.config(volume);
-        let (group, epoch) = (config.group, config.epoch);
-        let server = config.primary().server.to_string();
-        let link = world.server(&server).link.expect("the primary's server has a link");
-        let (takes_us, others_take_us) = (20_000, 400);
-        world
-            .report(link, ToManager::MemberSlow { group, epoch, member, takes_us, others_take_us });
+        call_slow(world, volume, member);
         world.run(500);
     }
 }
@@ -99,14 +114,7 @@ fn a_slow_mirror_is_taken_back_when_the_place_of_its_successor_is_lost() {
     let used: Vec<_> = world.config(volume).members.iter().map(|m| m.server.to_string()).collect();
     let mut servers = ["a", "b", "c"].map(|zone| format!("server-{zone}-1")).into_iter();
     let third = servers.find(|s| !used.contains(s)).expect("one is left");
-    let config = world.config(volume);
-    let link = world.server(&used[0]).link.expect("the primary's server has a link");
-    let (group, epoch) = (config.group, config.epoch);
-    let (takes_us, others_take_us) = (20_000, 400);
-    world.report(
-        link,
-        ToManager::MemberSlow { group, epoch, member: slow, takes_us, others_take_us },
-    );
+    call_slow(&mut world, volume, slow);
     world.run(3);
     world.kill_server(&third);
     world.until("whole, with it", 120_000, |w| {
@@ -121,10 +129,11 @@ fn a_slow_mirror_is_taken_back_when_the_place_of_its_successor_is_lost() {
 fn a_member_that_is_silent_is_not_judged_as_slow() {
     let (mut world, volume) = whole();
     let (slow, others) = (mirror(&world, volume), world.config(volume).members.len());
-    let config = world.config(volume);
-    let (group, epoch) = (config.group, config.epoch);
-    let link = world.server(&config.primary().server.to_string()).link.expect("it has a link");
-    world.report(link, ToManager::MemberSilent { group, epoch, silent: slow });
+    report(&mut world, volume, |config| ToManager::MemberSilent {
+        group: config.group,
+        epoch: config.epoch,
+        silent: slow,
+    });
     complain(&mut world, volume, slow, 1);
     assert_eq!(world.config(volume).members.len(), others);
     assert!(world.config(volume).is_in_sync(slow), "patience decides that");
